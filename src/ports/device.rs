@@ -1,0 +1,176 @@
+use thiserror::Error;
+
+use super::{Iommu, Word};
+use crate::units::{Access, DevAddr, DevMemAddr, Iova};
+
+/// A device that shares the address space.
+///
+/// # What an implementation promises
+/// 1. `map`, `unmap`, `flush`, `quiesce`, `resume`, `copy_out`, `window`, `cancel` and everything of
+///    [`Device::iommu`] are called by the thread that serves CPU faults, or under block locks: they touch private
+///    memory only (`os::private`), allocate nothing from the heap, and wait for nothing that may fault.
+/// 2. After `flush` returns, no engine uses a translation that was unmapped before the call, and every write
+///    that went through one is visible to `copy_out`.
+/// 3. `fetch` loses no fault: what does not fit in the buffer makes its engine wait.
+/// 4. A fault that was fetched is answered by `replay` (the access is executed again) or by `cancel`.
+pub trait Device: Sync {
+    /// What it is and can do. Constant over the device's life.
+    fn caps(&self) -> DeviceCaps;
+
+    /// Copies pages into device memory. `src` is private memory of the library, `dst` and its length are
+    /// multiples of a page.
+    ///
+    /// # Errors
+    /// [`DeviceError`]; the contents of the target are undefined then, the source is untouched.
+    fn copy_in(&self, dst: DevMemAddr, src: &[Word]) -> Result<(), DeviceError>;
+
+    /// Copies pages out of device memory.
+    ///
+    /// # Errors
+    /// [`DeviceError`]; the device's copy stays what it was.
+    fn copy_out(&self, src: DevMemAddr, dst: &[Word]) -> Result<(), DeviceError>;
+
+    /// The host's own view of device memory, where there is one (`DeviceCaps::driver_free`): lets a page be
+    /// copied to the application by one system call.
+    fn window(&self, at: DevMemAddr, bytes: u64) -> Option<&[Word]>;
+
+    /// Enters `pages` translations from `at` on into the device page table, over whatever was there. The device
+    /// chooses the leaf sizes that alignment and length allow.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfTables`]; nothing is mapped then.
+    fn map(&self, at: DevAddr, pages: u64, target: MapTarget, access: Access) -> Result<(), DeviceError>;
+
+    /// Removes the translations of a range; holes are fine. Takes effect with the next `flush`.
+    fn unmap(&self, at: DevAddr, pages: u64);
+
+    /// Drops cached translations of the range and waits for accesses that use them. Engines that sleep in a
+    /// page fault of the CPU are made to give up the access, which becomes a device fault.
+    fn flush(&self, at: DevAddr, pages: u64);
+
+    /// Returns when no engine is inside an access to system memory; none enters one until `resume`. Called by one
+    /// thread (the reader of events) only, never twice without a `resume` between.
+    fn quiesce(&self);
+
+    /// Ends `quiesce`.
+    fn resume(&self);
+
+    /// Waits until there is a fault to fetch or somebody called `interrupt`; consumes the interrupt.
+    fn wait_fault(&self);
+
+    /// Makes one `wait_fault` (the current or the next) return.
+    fn interrupt(&self);
+
+    /// Takes up to `out.len()` faults out of the fault buffer, oldest first, and says how many.
+    fn fetch(&self, out: &mut [DeviceFault]) -> usize;
+
+    /// Executes again every access whose fault was fetched and not cancelled.
+    fn replay(&self);
+
+    /// Ends the access behind a fetched fault with an error that the kernel sees. Takes effect at once.
+    fn cancel(&self, fault: &DeviceFault, cause: FaultCause);
+
+    /// The IOMMU through which it reaches system memory.
+    fn iommu(&self) -> &dyn Iommu;
+}
+
+/// What a device is and can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceCaps {
+    /// Short name for people.
+    pub name: &'static str,
+    /// Size of its own memory in bytes, a multiple of 2 MiB.
+    pub memory_bytes: u64,
+    /// Whether device memory is mapped by the host, so that the way to RAM needs no driver call.
+    pub driver_free: bool,
+    /// Whether `quiesce` works. A device that cannot be stopped reaches only memory that cannot vanish.
+    pub can_quiesce: bool,
+}
+
+/// What a translation leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapTarget {
+    /// The device's own memory, contiguous from this offset.
+    DeviceMemory(DevMemAddr),
+    /// System memory through the IOMMU, contiguous from this IOVA.
+    System(Iova),
+}
+
+/// One fault as the device recorded it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DeviceFault {
+    /// The byte that was accessed.
+    pub at: DevAddr,
+    /// What was tried.
+    pub access: Access,
+    /// Which engine waits; meaning is the device's.
+    pub engine: u32,
+    /// The device's own name for this fault; handed back in `cancel`.
+    pub cookie: u64,
+}
+
+/// Why an access cannot be served: delivered to the device, and by it to the kernel that made the access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error, Hash)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum FaultCause {
+    /// Nothing is mapped there.
+    #[error("nothing is mapped at this address")]
+    NoMapping = 1,
+    /// The mapping does not allow any access.
+    #[error("the mapping allows no access (PROT_NONE)")]
+    NoAccess = 2,
+    /// A write to a mapping that may only be read.
+    #[error("the mapping is read-only")]
+    ReadOnly = 3,
+    /// The memory gives no events when it changes; it is served through a userptr only.
+    #[error("changes of this mapping cannot be followed; register it as a userptr")]
+    NoEvents = 4,
+    /// The address lies outside of the window of this address space.
+    #[error("the address lies outside of the window of this address space")]
+    OutsideWindow = 5,
+    /// No memory, or the limit on mappings is reached.
+    #[error("out of memory or mappings; raise vm.max_map_count or free memory")]
+    OutOfMemory = 6,
+    /// Every rung of the retry ladder was tried.
+    #[error("the fault was retried until its budget was spent; the mapping changes faster than it can be served")]
+    RetriesSpent = 7,
+    /// The device failed to copy or to map.
+    #[error("the device failed")]
+    DeviceFailed = 8,
+    /// The address space is being shut down.
+    #[error("the address space is shutting down")]
+    ShuttingDown = 9,
+}
+
+impl FaultCause {
+    /// How many causes there are; their numbers run from 1 to this.
+    pub const COUNT: usize = 9;
+    /// Every cause, in the order of their numbers.
+    pub const ALL: [FaultCause; Self::COUNT] = [
+        FaultCause::NoMapping,
+        FaultCause::NoAccess,
+        FaultCause::ReadOnly,
+        FaultCause::NoEvents,
+        FaultCause::OutsideWindow,
+        FaultCause::OutOfMemory,
+        FaultCause::RetriesSpent,
+        FaultCause::DeviceFailed,
+        FaultCause::ShuttingDown,
+    ];
+}
+
+/// Why a device could not do what it was told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The device does not answer any more. Its memory may still be readable.
+    #[error("the device was lost; data still in its memory is read back if it can be")]
+    Lost,
+    /// No memory for page tables.
+    #[error("no memory is left for device page tables; unmap something or give the device a larger table budget")]
+    OutOfTables,
+    /// A copy failed; nothing of it may be trusted.
+    #[error("the device failed to copy")]
+    CopyFailed,
+}

@@ -1,0 +1,195 @@
+use thiserror::Error;
+
+use super::Word;
+use crate::units::{Access, BlockNo, PageMask, VirtAddr, VirtRange};
+
+/// The CPU side of one address space.
+///
+/// Words used below. *Mirrored*: the mapping's changes are delivered as events, nothing is trapped. *Armed*: a
+/// touch of an absent page is trapped, too. *Taken*: a page's contents were moved out of the application's
+/// mapping into a staging slot.
+///
+/// # Who may call what
+/// * Inside the gate: `mirror`, `arm`, `disarm`, `take`, `give`, `give_words`, `fill_zero`.
+/// * Outside gate and locks only, since it may wait for the reader of events: `populate`.
+/// * Anywhere: the rest.
+///
+/// # Contract
+/// 1. Nothing here touches the heap but `vma` and `populate`.
+/// 2. [`HostError::Changing`] means that an event waits to be read (or its caller has not run yet): nothing was
+///    done beyond what the result says. Leave the gate and come back; never retry in place.
+/// 3. `take` is atomic per page: a CPU write lands either in what was taken or after the page came back.
+pub trait Host: Sync {
+    /// The part of the address space that is served.
+    fn window(&self) -> VirtRange;
+
+    /// The mapping that holds an address.
+    ///
+    /// # Errors
+    /// [`HostError`] if the kernel cannot be asked.
+    fn vma(&self, at: VirtAddr) -> Result<Lookup, HostError>;
+
+    /// Follows a mapping from now on. Idempotent.
+    ///
+    /// # Errors
+    /// [`HostError::Changing`], [`HostError::NotSupported`] for memory that gives no events,
+    /// [`HostError::MappingLimit`], [`HostError::OutOfMemory`]; what was followed before still is.
+    fn mirror(&self, range: VirtRange) -> Result<(), HostError>;
+
+    /// Traps touches of absent pages. `range` lies in one block and is mirrored. Idempotent.
+    ///
+    /// # Errors
+    /// As `mirror`.
+    fn arm(&self, range: VirtRange) -> Result<(), HostError>;
+
+    /// Ends `arm` for the parts of the block that are still mirrored. Best effort: a part that stays armed costs
+    /// time, not correctness.
+    fn disarm(&self, block: BlockNo);
+
+    /// Makes pages present for `access`, as a touch by the CPU would. May wait for the reader of events.
+    ///
+    /// # Errors
+    /// [`HostError::NoMapping`], [`HostError::NotPermitted`], [`HostError::OutOfMemory`]; some pages may be
+    /// present then.
+    fn populate(&self, range: VirtRange, access: Access) -> Result<(), HostError>;
+
+    /// Takes `pages` of `block` out of the application into `staging`, each to its own position. A page that was
+    /// never touched is taken as zeros. The block is armed over these pages.
+    fn take(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Take;
+
+    /// Moves `pages` of `block` from `staging` back to the application and wakes who waits for them.
+    ///
+    /// Returns the pages that were given; the others are still in staging. An error says why it stopped there.
+    /// A page that finds itself present in the application already ([`HostError::Present`]) is not given.
+    fn give(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> (PageMask, Result<(), HostError>);
+
+    /// Copies `words` (a multiple of a page) to the absent pages from `at` on and wakes who waits for them.
+    /// Returns how many pages were filled.
+    fn give_words(&self, at: VirtAddr, words: &[Word]) -> (u64, Result<(), HostError>);
+
+    /// Fills absent pages with zeros and wakes who waits for them. Stops at the first present page. Returns how
+    /// many pages were filled.
+    fn fill_zero(&self, range: VirtRange) -> (u64, Result<(), HostError>);
+
+    /// Lets every thread go on that waits for a page of the range; each touches its page again.
+    fn wake(&self, range: VirtRange);
+
+    /// A staging slot of 2 MiB in private memory, its pages absent at `empty` positions; `None` when all are in
+    /// use (bounded: one per thread that serves, plus a few).
+    fn staging(&self, empty: &PageMask) -> Option<StagingId>;
+
+    /// The memory of a staging slot: one block, positional.
+    fn staging_words(&self, staging: StagingId) -> &[Word];
+
+    /// Gives a slot back. Its pages are kept as the pool from which pages return to the application.
+    fn staging_done(&self, staging: StagingId);
+}
+
+/// A staging slot of a [`Host`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StagingId(pub u32);
+
+/// What stands at an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lookup {
+    /// This mapping holds the address.
+    Mapped(Vma),
+    /// Nothing, up to this address (exclusive) at least.
+    Hole {
+        /// Where the next mapping may begin.
+        until: VirtAddr,
+    },
+}
+
+/// A mapping of the process as it was when it was asked for. The kernel tells no one when permissions change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Vma {
+    /// The whole mapping.
+    pub range: VirtRange,
+    /// What the CPU may do; `None` for PROT_NONE.
+    pub access: Option<Access>,
+    /// What kind of memory it is.
+    pub kind: VmaKind,
+}
+
+/// How a mapping may be served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VmaKind {
+    /// Private anonymous memory that may move to a device.
+    Movable,
+    /// Memory that gives events but stays: shared memory, stacks, what the kernel refuses to move.
+    LinkOnly,
+    /// Private memory of the library itself, or memory that gives no events: not served.
+    Unfollowed,
+}
+
+/// What `take` did with each page that it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Take {
+    /// These are in staging now.
+    pub taken: PageMask,
+    /// These the kernel refuses to move (pinned, shared with a child, locked): link them.
+    pub refused: PageMask,
+    /// Why pages that are in neither set were not tried.
+    pub stopped: Option<HostError>,
+}
+
+/// What the reader of events hands to the fault path, in the order in which the kernel told it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostEvent {
+    /// A thread waits for a page.
+    Fault {
+        /// The address it touched.
+        at: VirtAddr,
+        /// What it wanted.
+        access: Access,
+        /// Whether the page is present and write-protected, rather than absent.
+        write_protected: bool,
+    },
+    /// The range is unmapped already.
+    Unmap(VirtRange),
+    /// The range's contents are about to be discarded; they are still there.
+    Remove(VirtRange),
+    /// `from` was moved to `to`, same length.
+    Remap {
+        /// Where it was.
+        from: VirtRange,
+        /// Where it is.
+        to: VirtAddr,
+    },
+    /// A child was made that inherits the mappings.
+    Fork {
+        /// Names the child's side to the host.
+        child: u32,
+    },
+}
+
+/// What the world may answer; errno values are translated once, in `os`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// An event waits to be read.
+    #[error("the address space is changing; leave the gate and try again")]
+    Changing,
+    /// A page is there already.
+    #[error("the page is present already")]
+    Present,
+    /// Nothing is mapped there.
+    #[error("nothing is mapped there")]
+    NoMapping,
+    /// The mapping does not allow it.
+    #[error("the mapping does not permit this access")]
+    NotPermitted,
+    /// The kernel cannot do this to this kind of memory.
+    #[error("the kernel does not support this for this kind of memory")]
+    NotSupported,
+    /// No memory.
+    #[error("out of memory")]
+    OutOfMemory,
+    /// The process has as many mappings as it may have.
+    #[error("the limit on mappings is reached; raise vm.max_map_count")]
+    MappingLimit,
+    /// The address space is gone (the process is exiting, or this is a child after fork).
+    #[error("the address space is gone")]
+    Gone,
+}

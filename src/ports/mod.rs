@@ -1,0 +1,31 @@
+//! The traits through which effects happen. Everything above this layer is pure; everything that touches the
+//! kernel, a device or a clock stands behind one of these.
+//!
+//! | port | implemented by |
+//! |---|---|
+//! | [`Host`] | `os` (Linux), the simulator, the models |
+//! | [`Device`], [`Iommu`] | a backend (`granule-backends`), the simulator, the models |
+//! | [`Clock`] | `os`, the simulator |
+//! | [`Probe`] | `service` (statistics), or nothing |
+//!
+//! Data that a port moves is a slice of [`Word`]s: memory that two parties may look at, so that a safe
+//! signature suffices. An implementation may copy it with whatever is fastest; the state machine guarantees
+//! that nobody else touches it meanwhile.
+
+mod clock;
+mod device;
+mod host;
+mod iommu;
+mod probe;
+
+pub use clock::Clock;
+pub use device::{Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, MapTarget};
+pub use host::{Host, HostError, HostEvent, Lookup, StagingId, Take, Vma, VmaKind};
+pub use iommu::{Iommu, IommuError};
+pub use probe::{Count, NoProbe, Probe, Timing};
+
+/// Eight bytes of page data. Always the real atomic, never loom's: data, not state.
+pub type Word = core::sync::atomic::AtomicU64;
+
+/// Words in a page: 512.
+pub const WORDS_PER_PAGE: usize = crate::units::PAGE_BYTES as usize / size_of::<Word>();

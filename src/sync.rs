@@ -1,0 +1,92 @@
+//! The one door to atomics and locks: the real ones, or loom's (`--cfg granule_loom`). Nothing else in the pure
+//! part names an atomic type or an ordering of its own invention.
+//!
+//! # Words
+//! * [`Park`] says what it means to sleep on a word. The service hands in the kernel's futex, a model hands in
+//!   loom's yield. Nothing here allocates.
+//! * [`WordLock`] is a lock of 4 bytes that parks through a [`Park`]. It is the lock of every block: whoever
+//!   serves CPU faults may take it, so it keeps no state on any heap.
+//!
+//! # Rules
+//! 1. Bitmap words are read and written relaxed and only under their block's lock; the lock's acquire and
+//!    release order them.
+//! 2. Every ordering stronger than relaxed outside this file names the store or load it pairs with.
+
+#[cfg(not(granule_loom))]
+pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+#[cfg(granule_loom)]
+pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// How a thread sleeps until a word changes.
+pub trait Park: Sync {
+    /// Sleeps while `*word == expected`; may return early. Must not touch memory that can fault.
+    fn park(&self, word: &AtomicU32, expected: u32);
+    /// Lets everyone go on who sleeps on `word`.
+    fn unpark_all(&self, word: &AtomicU32);
+}
+
+/// A lock of one word. States: 0 free, 1 held, 2 held and somebody sleeps.
+#[derive(Debug)]
+pub struct WordLock(AtomicU32);
+
+const FREE: u32 = 0;
+const HELD: u32 = 1;
+const CONTENDED: u32 = 2;
+
+/// How often a taker looks again before it sleeps: a block lock is held for less than a microsecond in most
+/// cases, and a sleep and a wake cost several.
+#[cfg(not(granule_loom))]
+const SPINS: u32 = 64;
+#[cfg(granule_loom)]
+const SPINS: u32 = 0;
+
+impl WordLock {
+    /// A free lock. (A zeroed word is a free lock, too.)
+    pub fn new() -> Self {
+        Self(AtomicU32::new(FREE))
+    }
+
+    /// Takes the lock, sleeping through `park` while somebody else holds it. The guard gives it back.
+    pub fn lock<'a>(&'a self, park: &'a dyn Park) -> WordGuard<'a> {
+        // Acquire pairs with the release in `WordGuard::drop`.
+        if self.0.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            self.lock_slowly(park);
+        }
+        WordGuard { lock: self, park }
+    }
+
+    #[cold]
+    fn lock_slowly(&self, park: &dyn Park) {
+        for _ in 0..SPINS {
+            core::hint::spin_loop();
+            if self.0.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                return;
+            }
+        }
+        // From here on the word is left at CONTENDED: one wake too many, never one too few.
+        while self.0.swap(CONTENDED, Ordering::Acquire) != FREE {
+            park.park(&self.0, CONTENDED);
+        }
+    }
+}
+
+impl Default for WordLock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Proof that a [`WordLock`] is held.
+pub struct WordGuard<'a> {
+    lock: &'a WordLock,
+    park: &'a dyn Park,
+}
+
+impl Drop for WordGuard<'_> {
+    fn drop(&mut self) {
+        // Release pairs with the acquire of the next taker.
+        if self.lock.0.swap(FREE, Ordering::Release) == CONTENDED {
+            self.park.unpark_all(&self.lock.0);
+        }
+    }
+}
