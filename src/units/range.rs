@@ -86,9 +86,13 @@ impl VirtRange {
     }
     /// The blocks that it touches, in order.
     pub fn blocks(self) -> impl Iterator<Item = BlockNo> + Clone {
+        self.block_numbers().map(BlockNo)
+    }
+    /// The numbers of the blocks that it touches, end exclusive.
+    pub fn block_numbers(self) -> core::ops::Range<u32> {
         let first = self.start.0 / BLOCK_BYTES;
         let end = if self.bytes == 0 { first } else { (self.end().0 - 1) / BLOCK_BYTES + 1 };
-        (first..end).map(|no| BlockNo(no as u32))
+        first as u32..end as u32
     }
     /// The pages of `block` that lie in it.
     pub fn mask_in(self, block: BlockNo) -> PageMask {

@@ -1,0 +1,42 @@
+use crate::sync::{AtomicU64, Ordering};
+use crate::units::{MASK_WORDS, PageMask};
+
+/// One bit per page of a block. The words are atomics only so that safe code may share them: all access is
+/// relaxed and under the block's lock, whose acquire and release order it.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct Bitmap([AtomicU64; MASK_WORDS]);
+
+impl Bitmap {
+    /// The set as plain data.
+    pub fn load(&self) -> PageMask {
+        PageMask::from_words(core::array::from_fn(|word| self.0[word].load(Ordering::Relaxed)))
+    }
+
+    /// Replaces the set, writing only the words that differ.
+    pub fn store(&self, pages: &PageMask) {
+        for (word, new) in self.0.iter().zip(pages.words()) {
+            if word.load(Ordering::Relaxed) != *new {
+                word.store(*new, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Adds pages.
+    pub fn insert(&self, pages: &PageMask) {
+        for (word, add) in self.0.iter().zip(pages.words()) {
+            if *add != 0 {
+                word.store(word.load(Ordering::Relaxed) | add, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Removes pages.
+    pub fn remove(&self, pages: &PageMask) {
+        for (word, sub) in self.0.iter().zip(pages.words()) {
+            if *sub != 0 {
+                word.store(word.load(Ordering::Relaxed) & !sub, Ordering::Relaxed);
+            }
+        }
+    }
+}

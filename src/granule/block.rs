@@ -1,0 +1,363 @@
+use super::sequence::{Sequence, SequenceWord};
+use super::{Bitmap, Direction, TransitBusy, TransitRecord};
+use crate::ports::StagingId;
+use crate::sync::{AtomicU32, Ordering, Park, WordGuard, WordLock};
+use crate::units::{BlockNo, DeviceId, PAGES_PER_BLOCK, PageIndex, PageMask, SLOTS_64K_PER_BLOCK, Seat};
+
+/// A block record's position in the slab of records.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct BlockIndex(pub u32);
+
+/// State of 2 MiB of the address space: 320 bytes. The part that all devices share; see [`DevicePlane`] for the
+/// rest.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct BlockRecord {
+    lock: WordLock,
+    /// Counts ends of transits. Whoever waits for one parks on it.
+    transit_ends: AtomicU32,
+    sequence: SequenceWord,
+    /// Which block this is. Written once, before the record is published.
+    number: AtomicU32,
+    /// Bits `ARMED`, `CPU_WAITS`; bits 8.. the slot kind; bits 16.. the owner device.
+    flags: AtomicU32,
+    /// Seat of the worker that moves pages of this block, plus one; 0: none.
+    mover: AtomicU32,
+    /// Index of the record of 4 KiB slots, plus one; 0: none.
+    fine: AtomicU32,
+    /// Neighbours in the order of eviction, plus one; guarded by that order's lock, not by the block's.
+    pub(crate) order_prev: AtomicU32,
+    pub(crate) order_next: AtomicU32,
+    /// Whether the block is in the order of eviction; guarded like the neighbours.
+    pub(crate) order_member: AtomicU32,
+    device_private: Bitmap,
+    in_transit: Bitmap,
+    /// Device memory: entry *i* holds the slot of pages 16*i* to 16*i*+15, plus one, in units of 64 KiB. With a
+    /// slot of 2 MiB only entry 0 is used.
+    slots: [AtomicU32; SLOTS_64K_PER_BLOCK],
+}
+
+/// The bits that each device has for itself: 128 bytes per block.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct DevicePlane {
+    /// The page's system memory is linked at its position in this device's IOVA range.
+    pub(super) dma_mapped: Bitmap,
+    /// The device may write the linked page.
+    pub(super) writable: Bitmap,
+}
+
+/// Device memory of a block page by page: entry *i* is page *i*'s slot in units of 4 KiB, plus one. Only blocks
+/// whose device memory is handed out in 4 KiB slots have one.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct FineSlots(pub(crate) [AtomicU32; PAGES_PER_BLOCK]);
+
+impl Default for FineSlots {
+    fn default() -> Self {
+        Self(core::array::from_fn(|_| AtomicU32::new(0)))
+    }
+}
+
+const ARMED: u32 = 1;
+const CPU_WAITS: u32 = 2;
+const KIND_SHIFT: u32 = 8;
+const OWNER_SHIFT: u32 = 16;
+
+/// The size of the slots that hold a block's device memory. One size per block while it has any.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u32)]
+pub enum SlotKind {
+    /// One slot of 2 MiB.
+    Mib2 = 1,
+    /// Up to 32 slots of 64 KiB.
+    Kib64 = 2,
+    /// Up to 512 slots of 4 KiB, indexed by a [`FineSlots`] record.
+    Kib4 = 3,
+}
+
+impl BlockRecord {
+    pub(super) fn set_number(&self, number: BlockNo) {
+        self.number.store(number.0, Ordering::Relaxed);
+    }
+
+    /// Which block this is.
+    pub fn number(&self) -> BlockNo {
+        BlockNo(self.number.load(Ordering::Relaxed))
+    }
+
+    /// Samples the sequence, without a lock.
+    pub fn sample(&self) -> Sequence {
+        self.sequence.sample()
+    }
+
+    /// Takes the block's lock. `planes` are this block's, one per device.
+    pub fn lock<'a>(&'a self, planes: &'a [DevicePlane], park: &'a dyn Park) -> BlockGuard<'a> {
+        BlockGuard { record: self, planes, _lock: self.lock.lock(park) }
+    }
+
+    /// Parks until a transit ends that had not ended when `seen` was read. Holds nothing.
+    pub fn wait_transit(&self, busy: TransitBusy, park: &dyn Park) {
+        // Acquire pairs with the release in `BlockGuard::end_transit`.
+        while self.transit_ends.load(Ordering::Acquire) == busy.seen {
+            park.park(&self.transit_ends, busy.seen);
+        }
+    }
+
+    /// After the lock was dropped: lets those go on who wait for the transit that ended.
+    pub fn announce_transit_end(&self, park: &dyn Park) {
+        park.unpark_all(&self.transit_ends);
+    }
+}
+
+/// The block's lock, held. Every change of a page's state is a method here.
+pub struct BlockGuard<'a> {
+    record: &'a BlockRecord,
+    planes: &'a [DevicePlane],
+    _lock: WordGuard<'a>,
+}
+
+impl<'a> BlockGuard<'a> {
+    /// Which block this is.
+    pub fn number(&self) -> BlockNo {
+        self.record.number()
+    }
+
+    // ---- what is true ----
+
+    /// Pages whose only up-to-date copy is in the owner device's memory.
+    pub fn device_private(&self) -> PageMask {
+        self.record.device_private.load()
+    }
+    /// Pages that somebody is moving.
+    pub fn in_transit(&self) -> PageMask {
+        self.record.in_transit.load()
+    }
+    /// Pages linked for a device.
+    pub fn dma_mapped(&self, device: DeviceId) -> PageMask {
+        self.planes[device.0 as usize].dma_mapped.load()
+    }
+    /// Linked pages that the device may write.
+    pub fn writable(&self, device: DeviceId) -> PageMask {
+        self.planes[device.0 as usize].writable.load()
+    }
+    /// How many devices the space has.
+    pub fn devices(&self) -> impl Iterator<Item = DeviceId> + use<> {
+        (0..self.planes.len() as u8).map(DeviceId)
+    }
+    /// Whether touches of absent pages are trapped in the whole block.
+    pub fn is_armed(&self) -> bool {
+        self.flag(ARMED)
+    }
+    /// Whether no page is on a device or on its way.
+    pub fn is_all_in_ram(&self) -> bool {
+        self.device_private().is_empty() && self.in_transit().is_empty()
+    }
+
+    // ---- sequence ----
+
+    /// Whether nothing was invalidated in this block since the sample.
+    pub fn is_unchanged(&self, sample: Sequence) -> bool {
+        self.record.sequence.is_unchanged(sample)
+    }
+    /// An invalidation of this block begins.
+    pub fn begin_invalidation(&mut self) {
+        self.record.sequence.begin();
+    }
+    /// An invalidation of this block ends.
+    pub fn end_invalidation(&mut self) {
+        self.record.sequence.end();
+    }
+
+    // ---- transit ----
+
+    /// The transit that a worker has in this block.
+    pub fn mover(&self) -> Option<Seat> {
+        match self.record.mover.load(Ordering::Relaxed) {
+            0 => None,
+            seat => Some(Seat(seat as u16 - 1)),
+        }
+    }
+
+    /// What to wait on for the end of a transit.
+    pub fn transit_busy(&self) -> TransitBusy {
+        TransitBusy { seen: self.record.transit_ends.load(Ordering::Relaxed) }
+    }
+
+    /// Marks `pages` in transit for the worker at `seat`. Asserts the bits that the direction needs: none set for
+    /// pages to the device, device-private for pages to RAM.
+    ///
+    /// # Errors
+    /// [`TransitBusy`] if another worker moves pages of this block, or one of these pages is in transit.
+    pub fn begin_transit(
+        &mut self,
+        seat: Seat,
+        record: &TransitRecord,
+        pages: &PageMask,
+        staging: StagingId,
+        direction: Direction,
+    ) -> Result<(), TransitBusy> {
+        if self.mover().is_some() || self.in_transit().intersects(pages) {
+            return Err(self.transit_busy());
+        }
+        match direction {
+            Direction::ToDevice => {
+                assert!(!self.device_private().intersects(pages), "a page on a device is not taken from the CPU");
+                for plane in self.planes {
+                    assert!(!plane.dma_mapped.load().intersects(pages), "a page is unlinked before it is taken");
+                }
+            }
+            Direction::ToRam => assert!(self.device_private().covers(pages), "only a page on the device goes home"),
+        }
+        record.pages.store(pages);
+        record.set(staging, direction);
+        self.record.in_transit.insert(pages);
+        self.record.mover.store(u32::from(seat.0) + 1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What a mover still owns of its transit.
+    pub fn transit_pages(&self, record: &TransitRecord) -> PageMask {
+        record.pages.load()
+    }
+
+    /// Ends the worker's transit: every page that it still owns becomes `arrived` (device-private if it went to
+    /// the device, in system memory if it went to RAM) or stays where it came from. Pages of `arrived` that an
+    /// invalidation took away are left alone. Returns the pages that did arrive.
+    #[must_use = "pages that did not arrive are the caller's to drop or to move back"]
+    pub fn end_transit(&mut self, record: &TransitRecord, arrived: &PageMask) -> PageMask {
+        let owned = record.pages.load();
+        let arrived = *arrived & owned;
+        match record.direction() {
+            Direction::ToDevice => self.record.device_private.insert(&arrived),
+            Direction::ToRam => self.record.device_private.remove(&arrived),
+        }
+        self.record.in_transit.remove(&owned);
+        record.pages.store(&PageMask::EMPTY);
+        self.record.mover.store(0, Ordering::Relaxed);
+        self.bump_transit_ends();
+        arrived
+    }
+
+    /// Marks pages that the reader itself will bring to RAM later (moved by mremap). Not owned by any worker.
+    pub fn begin_homecoming(&mut self, pages: &PageMask) {
+        debug_assert!(!self.in_transit().intersects(pages), "a page has one mover");
+        self.record.in_transit.insert(pages);
+    }
+
+    /// They are in RAM, or gone.
+    pub fn end_homecoming(&mut self, pages: &PageMask) {
+        self.record.in_transit.remove(pages);
+        self.bump_transit_ends();
+    }
+
+    fn bump_transit_ends(&self) {
+        let ends = self.record.transit_ends.load(Ordering::Relaxed);
+        // Release pairs with the acquire in `wait_transit`.
+        self.record.transit_ends.store(ends.wrapping_add(1), Ordering::Release);
+    }
+
+    /// A thread waits for a page in transit: whoever ends the transit wakes the block.
+    pub fn note_cpu_waits(&mut self) {
+        self.set_flag(CPU_WAITS, true);
+    }
+
+    /// Whether threads wait; forgets it. Whoever is told yes wakes the block after unlocking.
+    #[must_use = "threads wait for a wake-up"]
+    pub fn take_cpu_waits(&mut self) -> bool {
+        let waits = self.flag(CPU_WAITS);
+        if waits {
+            self.set_flag(CPU_WAITS, false);
+        }
+        waits
+    }
+
+    // ---- other moves ----
+
+    /// Pages came to RAM while the lock was held throughout (a CPU fault). Asserts that they were on the device
+    /// and not in transit.
+    pub fn came_home(&mut self, pages: &PageMask) {
+        debug_assert!(self.device_private().covers(pages) && !self.in_transit().intersects(pages));
+        self.record.device_private.remove(pages);
+    }
+
+    /// Pages were linked for a device.
+    pub fn linked(&mut self, device: DeviceId, pages: &PageMask, writable: &PageMask) {
+        debug_assert!(!(self.device_private() | self.in_transit()).intersects(pages));
+        let plane = &self.planes[device.0 as usize];
+        plane.dma_mapped.insert(pages);
+        plane.writable.insert(writable);
+    }
+
+    /// Pages were unlinked for a device.
+    pub fn unlinked(&mut self, device: DeviceId, pages: &PageMask) {
+        let plane = &self.planes[device.0 as usize];
+        plane.dma_mapped.remove(pages);
+        plane.writable.remove(pages);
+    }
+
+    /// The contents of these pages are gone, or belong to another address now: the device has no copy that
+    /// counts. Takes them from the worker that moves them, if any; `transits` are all seats' records.
+    pub fn forget(&mut self, pages: &PageMask, transits: &[TransitRecord]) {
+        self.record.device_private.remove(pages);
+        self.record.in_transit.remove(pages);
+        if let Some(seat) = self.mover() {
+            transits[seat.0 as usize].pages.remove(pages);
+        }
+    }
+
+    /// Whether touches are trapped in the whole block from now on.
+    pub fn set_armed(&mut self, armed: bool) {
+        self.set_flag(ARMED, armed);
+    }
+
+    // ---- device memory ----
+
+    /// Slot size of the block's device memory, if it has any.
+    pub fn slot_kind(&self) -> Option<SlotKind> {
+        match self.record.flags.load(Ordering::Relaxed) >> KIND_SHIFT & 0xff {
+            1 => Some(SlotKind::Mib2),
+            2 => Some(SlotKind::Kib64),
+            3 => Some(SlotKind::Kib4),
+            _ => None,
+        }
+    }
+    /// The device that has the block's private pages. Meaningful while `slot_kind` is some.
+    pub fn owner(&self) -> DeviceId {
+        DeviceId((self.record.flags.load(Ordering::Relaxed) >> OWNER_SHIFT) as u8)
+    }
+    /// Sets slot size and owner, or clears both.
+    pub(crate) fn set_slots(&mut self, of: Option<(SlotKind, DeviceId)>) {
+        let low = self.record.flags.load(Ordering::Relaxed) & (ARMED | CPU_WAITS);
+        let high = of.map_or(0, |(kind, owner)| (kind as u32) << KIND_SHIFT | u32::from(owner.0) << OWNER_SHIFT);
+        self.record.flags.store(low | high, Ordering::Relaxed);
+    }
+    /// The slot entries, for whoever hands out device memory.
+    pub(crate) fn slots(&self) -> &'a [AtomicU32; SLOTS_64K_PER_BLOCK] {
+        &self.record.slots
+    }
+    /// The index of the 4 KiB slots' record, plus one.
+    pub(crate) fn fine(&self) -> &'a AtomicU32 {
+        &self.record.fine
+    }
+
+    fn flag(&self, flag: u32) -> bool {
+        self.record.flags.load(Ordering::Relaxed) & flag != 0
+    }
+    fn set_flag(&self, flag: u32, on: bool) {
+        let flags = self.record.flags.load(Ordering::Relaxed);
+        self.record.flags.store(if on { flags | flag } else { flags & !flag }, Ordering::Relaxed);
+    }
+
+    /// Whether one page is in transit.
+    pub fn is_in_transit(&self, page: PageIndex) -> bool {
+        self.in_transit().contains(page)
+    }
+}
+
+#[cfg(not(granule_loom))]
+const _: () = {
+    assert!(size_of::<BlockRecord>() == 320, "the budget of a block record");
+    assert!(size_of::<DevicePlane>() == 128);
+    assert!(size_of::<BlockRecord>() + size_of::<DevicePlane>() <= PAGES_PER_BLOCK, "one byte per page");
+};
