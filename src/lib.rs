@@ -23,4 +23,3 @@ pub mod units;
 pub mod os;
 #[cfg(all(feature = "os", not(granule_loom)))]
 pub mod service;
-

@@ -133,7 +133,9 @@ pub enum FaultCause {
     #[error("out of memory or mappings; raise vm.max_map_count or free memory")]
     OutOfMemory = 6,
     /// Every rung of the retry ladder was tried.
-    #[error("the fault was retried until its budget was spent; the mapping changes faster than it can be served")]
+    #[error(
+        "the fault was retried until its budget was spent; the mapping changes faster than it can be served"
+    )]
     RetriesSpent = 7,
     /// The device failed to copy or to map.
     #[error("the device failed")]
@@ -168,7 +170,9 @@ pub enum DeviceError {
     #[error("the device was lost; data still in its memory is read back if it can be")]
     Lost,
     /// No memory for page tables.
-    #[error("no memory is left for device page tables; unmap something or give the device a larger table budget")]
+    #[error(
+        "no memory is left for device page tables; unmap something or give the device a larger table budget"
+    )]
     OutOfTables,
     /// A copy failed; nothing of it may be trusted.
     #[error("the device failed to copy")]

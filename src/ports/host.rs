@@ -61,7 +61,8 @@ pub trait Host: Sync {
     ///
     /// Returns the pages that were given; the others are still in staging. An error says why it stopped there.
     /// A page that finds itself present in the application already ([`HostError::Present`]) is not given.
-    fn give(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> (PageMask, Result<(), HostError>);
+    fn give(&self, block: BlockNo, pages: &PageMask, staging: StagingId)
+    -> (PageMask, Result<(), HostError>);
 
     /// Copies `words` (a multiple of a page) to the absent pages from `at` on and wakes who waits for them.
     /// Returns how many pages were filled.

@@ -43,7 +43,9 @@ pub enum IommuError {
     #[error("no page is mapped at {0}; unmap only what was mapped")]
     NotMapped(Iova),
     /// No memory for page tables.
-    #[error("no memory is left for I/O page tables; unmap something or give the device a larger table budget")]
+    #[error(
+        "no memory is left for I/O page tables; unmap something or give the device a larger table budget"
+    )]
     OutOfTables,
     /// The address lies outside of the aperture.
     #[error("{0} lies outside of the IOMMU's aperture; reserve addresses through the IOVA space")]

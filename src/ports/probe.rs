@@ -1,7 +1,10 @@
 /// A counter that the fault path increments.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
-#[allow(missing_docs, reason = "each name is a row of the table in docs/counters.md, which a test compares with this list")]
+#[allow(
+    missing_docs,
+    reason = "each name is a row of the table in docs/counters.md, which a test compares with this list"
+)]
 pub enum Count {
     DeviceFaults,
     DeviceFaultsDuplicate,

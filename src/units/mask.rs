@@ -177,7 +177,8 @@ mod tests {
 
     #[test]
     fn runs_are_maximal_and_ascending() {
-        let mask = PageMask::of_range(0..3) | PageMask::of_range(5..6) | PageMask::of_range(60..PAGES_PER_BLOCK);
+        let mask =
+            PageMask::of_range(0..3) | PageMask::of_range(5..6) | PageMask::of_range(60..PAGES_PER_BLOCK);
         let runs: [Range<usize>; 3] = [0..3, 5..6, 60..PAGES_PER_BLOCK];
         assert!(mask.runs().eq(runs));
         assert_eq!(PageMask::EMPTY.runs().next(), None);

@@ -16,7 +16,9 @@ pub struct VirtRange {
 
 /// A range whose end lies beyond the last address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-#[error("the range of {bytes} bytes at {start} wraps around the end of the address space; pass a shorter one")]
+#[error(
+    "the range of {bytes} bytes at {start} wraps around the end of the address space; pass a shorter one"
+)]
 pub struct WrapError {
     /// Where the refused range starts.
     pub start: VirtAddr,
