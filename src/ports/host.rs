@@ -11,7 +11,7 @@ use crate::units::{Access, BlockNo, PageMask, VirtAddr, VirtRange};
 ///
 /// # Who may call what
 /// * Inside the gate: `mirror`, `arm`, `disarm`, `take`, `give`, `give_words`, `fill_zero`.
-/// * Outside gate and locks only, since it may wait for the reader of events: `populate`.
+/// * Outside gate and locks only, since it may wait for the reader of events: `populate`, `drop_taken`.
 /// * Anywhere: the rest.
 ///
 /// # Contract
@@ -56,6 +56,12 @@ pub trait Host: Sync {
     /// Takes `pages` of `block` out of the application into `staging`, each to its own position. A page that was
     /// never touched is taken as zeros. The block is armed over these pages.
     fn take(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Take;
+
+    /// Ends a take: drops from the application what `take` could only protect and copy (a kernel without
+    /// `UFFDIO_MOVE`), and returns the pages that are gone now. Called once after each `take`, for the pages
+    /// that it took, while they are still marked in transit and before `staging_done`. Those that are not
+    /// returned are still present and protected: give them back. Waits for the reader of events.
+    fn drop_taken(&self, block: BlockNo, pages: &PageMask) -> PageMask;
 
     /// Moves `pages` of `block` from `staging` back to the application and wakes who waits for them.
     ///
