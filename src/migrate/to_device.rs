@@ -38,8 +38,8 @@ fn move_through<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>, s
         Err(stopped) => return stopped,
     };
     let number = space.tables.record(job.block).number();
-    space.host.drop_taken(number, &take.taken);
-    let copied = copy_in(space, job, &take.taken, staging);
+    let gone = space.host.drop_taken(number, &take.taken);
+    let copied = copy_in(space, job, &(take.taken & gone), staging);
     let undone = take.taken - copied;
     if !undone.is_empty() {
         super::to_ram::give_all(space, seat, job.block, record, &undone, staging);

@@ -91,11 +91,6 @@ pub trait Host: Sync {
     /// Gives a slot back. Its pages are kept as the pool from which pages return to the application.
     fn staging_done(&self, staging: StagingId);
 
-    /// Ends what `take` began where the kernel cannot move pages: drops the application's copies of `pages`, which
-    /// are write-protected and copied. Called outside gate and locks while the pages are in transit; nothing to do
-    /// where `take` moved them.
-    fn drop_taken(&self, block: BlockNo, pages: &PageMask);
-
     /// Lets other threads run; called between two tries, outside gate and locks. [`HostError::Changing`] lasts until
     /// a thread of the application has run again.
     fn pause(&self);
