@@ -15,6 +15,14 @@ pub struct CpuFault {
     pub access: Access,
     /// Whether the page is present and write-protected, rather than absent.
     pub write_protected: bool,
+    /// When it was read, on the space's clock.
+    pub since_ns: u64,
+}
+
+impl CpuFault {
+    /// A place holder for memory that is handed to a [`Reader`](super::Reader).
+    pub const NONE: Self =
+        Self { at: VirtAddr(0), access: Access::Read, write_protected: false, since_ns: 0 };
 }
 
 /// What became of it.

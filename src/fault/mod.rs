@@ -12,6 +12,7 @@
 //! | `invalidate` | munmap, madvise: device first, then IOMMU, then bits, then memory |
 //! | `remap` | mremap: pages go to RAM at their new address |
 //! | `fork` | a child gets what its parent has on devices |
+//! | `round` | one round of the reader: gate, events, faults |
 //!
 //! # Who runs what
 //! Workers run `serve`, each with a seat of its own; any number at once, blocks are independent. The reader runs
@@ -33,6 +34,7 @@ mod invalidate;
 mod link;
 mod remap;
 mod retry;
+mod round;
 mod serve;
 
 pub use classify::{Classified, classify};
@@ -42,4 +44,5 @@ pub use intake::{BlockFault, group};
 pub use invalidate::{forget_contents, invalidate};
 pub use remap::{bring_home, remap};
 pub use retry::{Climb, Ladder};
+pub use round::{Reader, RoundEnd, round};
 pub use serve::{Answer, serve};

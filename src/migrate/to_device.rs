@@ -82,7 +82,7 @@ fn begin_and_take<H: Host>(
     if pages.is_empty() {
         return Err(Moved::default());
     }
-    if block.mover().is_some() || block.in_transit().intersects(&pages) {
+    if block.is_busy(&pages) {
         return Err(Moved::retry(Retry::InTransit(block.transit_busy())));
     }
     for each in block.devices() {

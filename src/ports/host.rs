@@ -91,6 +91,10 @@ pub trait Host: Sync {
     /// Gives a slot back. Its pages are kept as the pool from which pages return to the application.
     fn staging_done(&self, staging: StagingId);
 
+    /// Reads everything that waits to be read, as far as `out` has room, without waiting. Called by the reader with the
+    /// gate closed: the caller of munmap, madvise, mremap or fork goes on once its event was read.
+    fn drain(&self, out: &mut [HostEvent]) -> usize;
+
     /// Lets other threads run; called between two tries, outside gate and locks. [`HostError::Changing`] lasts until
     /// a thread of the application has run again.
     fn pause(&self);
