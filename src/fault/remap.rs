@@ -62,7 +62,7 @@ fn words_of(page: PageIndex) -> core::ops::Range<usize> {
 }
 
 fn copy(from: &[Word], to: &[Word]) {
-    use core::sync::atomic::Ordering::Relaxed;
+    use crate::sync::Ordering::Relaxed;
     for (from, to) in from.iter().zip(to) {
         to.store(from.load(Relaxed), Relaxed);
     }
