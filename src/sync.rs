@@ -33,6 +33,8 @@ pub enum Rule {
     CommitWhatIsOwned = 5,
     /// A block has one worker's transit at a time.
     OneMover = 6,
+    /// A device loses access to a page before its memory is copied out.
+    UnmapBeforeCopy = 7,
 }
 
 /// Whether a rule holds: always, outside of models.

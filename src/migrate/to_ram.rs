@@ -3,6 +3,7 @@ use super::unlink::unmap_and_flush;
 use super::{Retry, Space};
 use crate::granule::{BlockIndex, Direction, TransitRecord};
 use crate::ports::{Count, Host, HostError, StagingId, WORDS_PER_PAGE};
+use crate::sync::{Rule, holds};
 use crate::units::{DeviceId, PageMask, Seat};
 
 /// How an eviction ended.
@@ -50,7 +51,9 @@ fn move_through<H: Host>(
     }
     let owner = block.owner();
     block.begin_transit(seat, record, &pages, staging, Direction::ToRam).map_err(Retry::InTransit)?;
-    unmap_and_flush(space, &block, owner, &pages);
+    if holds(Rule::UnmapBeforeCopy) {
+        unmap_and_flush(space, &block, owner, &pages);
+    }
     drop(block);
     drop(inside);
 
