@@ -23,3 +23,6 @@ pub mod units;
 pub mod os;
 #[cfg(all(feature = "os", not(granule_loom)))]
 pub mod service;
+
+#[cfg(all(feature = "os", not(granule_loom)))]
+pub use service::{Granularity, Svm, SvmBuilder};

@@ -142,6 +142,11 @@ impl LinuxHost {
         &self.pagemap
     }
 
+    /// Bytes of memory that stand in staging slots.
+    pub fn staging_resident_bytes(&self) -> u64 {
+        self.staging.maybe_bytes()
+    }
+
     /// Whether all of a range is followed.
     pub fn is_mirrored(&self, range: VirtRange) -> bool {
         self.tables.lock().mirrored.first_gap(range).is_none()

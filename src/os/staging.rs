@@ -40,6 +40,9 @@ struct Slot {
 // SAFETY: atomics only: zero is a free slot without pages.
 unsafe impl ZeroValid for Slot {}
 
+/// Free slots that `claim` compares: the rest of the pool is for the rare moment when everything comes home at once.
+const CANDIDATES: usize = 8;
+
 /// The pool of staging slots.
 pub(super) struct Staging {
     pub(super) uffd: Userfaultfd,
@@ -58,6 +61,11 @@ impl Staging {
         Ok(Self { uffd, memory, slots: Slab::new(slots)?, lock: WordLock::new() })
     }
 
+    /// Pages that may be there, in bytes.
+    pub(super) fn maybe_bytes(&self) -> u64 {
+        self.slots.iter().map(|slot| slot.maybe.get().count() as u64 * PAGE_BYTES).sum()
+    }
+
     /// A free slot whose pages are absent at `empty`. Of the free ones, that which costs least: with few pages to
     /// discard where they must be absent, else with many pages to give away.
     pub(super) fn claim(&self, empty: &PageMask) -> Option<StagingId> {
@@ -69,7 +77,7 @@ impl Staging {
                 let maybe = slot.maybe.get();
                 ((maybe & *empty).count(), PAGES_PER_BLOCK - maybe.count())
             };
-            let (index, slot) = free.min_by_key(|(_, slot)| cost(slot))?;
+            let (index, slot) = free.take(CANDIDATES).min_by_key(|(_, slot)| cost(slot))?;
             slot.held.store(1, Ordering::Relaxed);
             index
         };

@@ -1,1 +1,30 @@
-//! service
+//! [`Svm`]: the threads, the life cycle, and what a program calls.
+//!
+//! # Threads
+//! | thread | does | may wait for |
+//! |---|---|---|
+//! | reader, one | events and CPU faults: `fault::round` | the kernel, workers inside the gate |
+//! | device, one per device | fetches faults, groups them, has them served, replays; requests of the program | faults of the device, workers |
+//! | workers, a pool | `fault::serve`, one block each | gate, block locks, transits |
+//!
+//! All have stacks in private memory. A program's thread never takes a lock of the state machine: what it asks for
+//! is done by a device thread while it waits, since its own stack may lie in memory that is away.
+//!
+//! # End
+//! Dropping an [`Svm`] refuses new faults, brings every device-private page to RAM, unlinks, unregisters, and ends the
+//! threads, in this order: device threads drain and end, then the reader (which served the faults of the drain).
+
+mod builder;
+mod core;
+mod device_thread;
+mod memory;
+mod reader_thread;
+mod request;
+mod statistics;
+mod svm;
+
+pub use builder::{BuildError, SvmBuilder};
+pub use statistics::{Distribution, MemoryUse, Stats};
+pub use svm::{RequestError, Svm};
+
+pub use crate::policy::Granularity;
