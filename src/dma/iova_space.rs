@@ -55,8 +55,7 @@ impl IovaSpace {
     pub fn new(aperture: (Iova, Iova), windows: &[(Iova, u64)]) -> Self {
         let first = aperture.0.0.max(PAGE_BYTES).next_multiple_of(PAGE_BYTES);
         let end = aperture.1.0.saturating_add(1) & !(PAGE_BYTES - 1);
-        let mut space =
-            Self { free: BTreeMap::new(), by_bytes: BTreeSet::new(), reserved: BTreeMap::new() };
+        let mut space = Self { free: BTreeMap::new(), by_bytes: BTreeSet::new(), reserved: BTreeMap::new() };
         space.insert_free(first, end.saturating_sub(first));
         for (start, bytes) in windows {
             space.cut(start.0, start.0.saturating_add(*bytes));

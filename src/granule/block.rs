@@ -202,12 +202,20 @@ impl<'a> BlockGuard<'a> {
         }
         match direction {
             Direction::ToDevice => {
-                assert!(!self.device_private().intersects(pages), "a page on a device is not taken from the CPU");
+                assert!(
+                    !self.device_private().intersects(pages),
+                    "a page on a device is not taken from the CPU"
+                );
                 for plane in self.planes {
-                    assert!(!plane.dma_mapped.load().intersects(pages), "a page is unlinked before it is taken");
+                    assert!(
+                        !plane.dma_mapped.load().intersects(pages),
+                        "a page is unlinked before it is taken"
+                    );
                 }
             }
-            Direction::ToRam => assert!(self.device_private().covers(pages), "only a page on the device goes home"),
+            Direction::ToRam => {
+                assert!(self.device_private().covers(pages), "only a page on the device goes home")
+            }
         }
         record.pages.store(pages);
         record.set(staging, direction);
@@ -329,7 +337,8 @@ impl<'a> BlockGuard<'a> {
     /// Sets slot size and owner, or clears both.
     pub(crate) fn set_slots(&mut self, of: Option<(SlotKind, DeviceId)>) {
         let low = self.record.flags.load(Ordering::Relaxed) & (ARMED | CPU_WAITS);
-        let high = of.map_or(0, |(kind, owner)| (kind as u32) << KIND_SHIFT | u32::from(owner.0) << OWNER_SHIFT);
+        let high =
+            of.map_or(0, |(kind, owner)| (kind as u32) << KIND_SHIFT | u32::from(owner.0) << OWNER_SHIFT);
         self.record.flags.store(low | high, Ordering::Relaxed);
     }
     /// The slot entries, for whoever hands out device memory.

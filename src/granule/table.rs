@@ -65,7 +65,9 @@ impl<'m> Tables<'m> {
     /// Empty tables. Asserts that the memory fits together.
     pub fn new(memory: TableMemory<'m>, devices: usize) -> Self {
         assert!(memory.planes.len() >= memory.blocks.len() * devices, "one plane per block and device");
-        assert!(memory.level1.len() >= (SPACE_BYTES >> GRANULE_SHIFT) as usize / LEVEL2 || cfg!(granule_loom));
+        assert!(
+            memory.level1.len() >= (SPACE_BYTES >> GRANULE_SHIFT) as usize / LEVEL2 || cfg!(granule_loom)
+        );
         Self {
             memory,
             devices,
