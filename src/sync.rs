@@ -17,6 +17,46 @@ pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(granule_loom)]
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+/// A rule of the state machine that a model may switch off, to show that the model would notice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Rule {
+    /// A fault commits only if the block's sequence is the sampled one.
+    SequenceAtCommit = 1,
+    /// Pages are in transit before they are taken, and a fault on them is queued.
+    InTransitBeforeTake = 2,
+    /// The reader waits until every worker is outside the gate.
+    GateWaits = 3,
+    /// Whoever ends a transit wakes those who wait for the block.
+    WakeAfterTransit = 4,
+    /// A commit takes only what the transit record still holds.
+    CommitWhatIsOwned = 5,
+    /// A block has one worker's transit at a time.
+    OneMover = 6,
+}
+
+/// Whether a rule holds: always, outside of models.
+#[cfg(not(granule_loom))]
+pub(crate) const fn holds(_: Rule) -> bool {
+    true
+}
+
+/// The rule that is switched off, as its number; 0: none. Not loom's atomic: no part of the state.
+#[cfg(granule_loom)]
+static BROKEN: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(0);
+
+/// Whether a rule holds.
+#[cfg(granule_loom)]
+pub(crate) fn holds(rule: Rule) -> bool {
+    BROKEN.load(core::sync::atomic::Ordering::Relaxed) != rule as u32
+}
+
+/// Switches one rule off (for the twin of a model), or all on.
+#[cfg(granule_loom)]
+pub fn switch_off(rule: Option<Rule>) {
+    BROKEN.store(rule.map_or(0, |rule| rule as u32), core::sync::atomic::Ordering::Relaxed);
+}
+
 /// How a thread sleeps until a word changes.
 pub trait Park: Sync {
     /// Sleeps while `*word == expected`; may return early. Must not touch memory that can fault.

@@ -1,7 +1,7 @@
 use super::sequence::{Sequence, SequenceWord};
 use super::{Bitmap, Direction, TransitBusy, TransitRecord};
 use crate::ports::StagingId;
-use crate::sync::{AtomicU32, Ordering, Park, WordGuard, WordLock};
+use crate::sync::{AtomicU32, Ordering, Park, Rule, WordGuard, WordLock, holds};
 use crate::units::{BlockNo, DeviceId, PAGES_PER_BLOCK, PageIndex, PageMask, SLOTS_64K_PER_BLOCK, Seat};
 
 /// A block record's position in the slab of records.
@@ -184,6 +184,11 @@ impl<'a> BlockGuard<'a> {
         TransitBusy { seen: self.record.transit_ends.load(Ordering::Relaxed) }
     }
 
+    /// Whether a worker must wait before it moves these pages.
+    pub fn is_busy(&self, pages: &PageMask) -> bool {
+        holds(Rule::OneMover) && (self.mover().is_some() || self.in_transit().intersects(pages))
+    }
+
     /// Marks `pages` in transit for the worker at `seat`. Asserts the bits that the direction needs: none set for
     /// pages to the device, device-private for pages to RAM.
     ///
@@ -197,7 +202,7 @@ impl<'a> BlockGuard<'a> {
         staging: StagingId,
         direction: Direction,
     ) -> Result<(), TransitBusy> {
-        if self.mover().is_some() || self.in_transit().intersects(pages) {
+        if self.is_busy(pages) {
             return Err(self.transit_busy());
         }
         match direction {
@@ -219,7 +224,9 @@ impl<'a> BlockGuard<'a> {
         }
         record.pages.store(pages);
         record.set(staging, direction);
-        self.record.in_transit.insert(pages);
+        if holds(Rule::InTransitBeforeTake) {
+            self.record.in_transit.insert(pages);
+        }
         self.record.mover.store(u32::from(seat.0) + 1, Ordering::Relaxed);
         Ok(())
     }
@@ -235,7 +242,7 @@ impl<'a> BlockGuard<'a> {
     #[must_use = "pages that did not arrive are the caller's to drop or to move back"]
     pub fn end_transit(&mut self, record: &TransitRecord, arrived: &PageMask) -> PageMask {
         let owned = record.pages.load();
-        let arrived = *arrived & owned;
+        let arrived = if holds(Rule::CommitWhatIsOwned) { *arrived & owned } else { *arrived };
         match record.direction() {
             Direction::ToDevice => self.record.device_private.insert(&arrived),
             Direction::ToRam => self.record.device_private.remove(&arrived),
@@ -245,6 +252,14 @@ impl<'a> BlockGuard<'a> {
         self.record.mover.store(0, Ordering::Relaxed);
         self.bump_transit_ends();
         arrived
+    }
+
+    /// Pages of a worker's transit to RAM (or back, undone) are in system memory. The transit goes on for the rest.
+    pub fn arrive_in_ram(&mut self, record: &TransitRecord, arrived: &PageMask) {
+        let arrived = *arrived & record.pages.load();
+        self.record.device_private.remove(&arrived);
+        self.record.in_transit.remove(&arrived);
+        record.pages.remove(&arrived);
     }
 
     /// Marks pages that the reader itself will bring to RAM later (moved by mremap). Not owned by any worker.
@@ -273,7 +288,7 @@ impl<'a> BlockGuard<'a> {
     /// Whether threads wait; forgets it. Whoever is told yes wakes the block after unlocking.
     #[must_use = "threads wait for a wake-up"]
     pub fn take_cpu_waits(&mut self) -> bool {
-        let waits = self.flag(CPU_WAITS);
+        let waits = self.flag(CPU_WAITS) && holds(Rule::WakeAfterTransit);
         if waits {
             self.set_flag(CPU_WAITS, false);
         }

@@ -12,7 +12,7 @@
 //! 3. A worker enters without any lock held, and does not enter twice.
 //! 4. Engines are stopped through [`Device::quiesce`](crate::ports::Device::quiesce) by whoever closes.
 
-use crate::sync::{AtomicU32, Ordering, Park};
+use crate::sync::{AtomicU32, Ordering, Park, Rule, holds};
 use crate::units::Seat;
 
 const OUTSIDE: u32 = 0;
@@ -68,7 +68,7 @@ impl<'m> Gate<'m> {
         let before = self.closed.swap(1, Ordering::SeqCst);
         assert!(before == 0, "the gate is closed twice");
         for seat in self.seats {
-            while seat.0.load(Ordering::SeqCst) != OUTSIDE {
+            while holds(Rule::GateWaits) && seat.0.load(Ordering::SeqCst) != OUTSIDE {
                 park.park(&seat.0, INSIDE);
             }
         }

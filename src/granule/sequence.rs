@@ -7,7 +7,7 @@
 //!
 //! A lost race is a retry, never an error: the sample is old, so what the fault saw of the mapping may be, too.
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, Rule, holds};
 
 /// A sampled value. Compare it only through [`SequenceWord::is_unchanged`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,7 +37,8 @@ impl SequenceWord {
 
     /// Under the block lock: whether nothing was invalidated since the sample, nor is now.
     pub(super) fn is_unchanged(&self, sample: Sequence) -> bool {
-        !sample.is_invalidating() && self.value.load(Ordering::Relaxed) == sample.0
+        !holds(Rule::SequenceAtCommit)
+            || (!sample.is_invalidating() && self.value.load(Ordering::Relaxed) == sample.0)
     }
 
     /// Under the block lock.

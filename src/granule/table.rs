@@ -53,6 +53,8 @@ pub struct Tables<'m> {
     memory: TableMemory<'m>,
     devices: usize,
     grow: WordLock,
+    /// Held while an IOVA range is reserved, which may touch the heap: never taken by the reader.
+    reserve: WordLock,
     used_nodes: AtomicU32,
     used_granules: AtomicU32,
     used_blocks: AtomicU32,
@@ -72,6 +74,7 @@ impl<'m> Tables<'m> {
             memory,
             devices,
             grow: WordLock::new(),
+            reserve: WordLock::new(),
             used_nodes: AtomicU32::new(0),
             used_granules: AtomicU32::new(0),
             used_blocks: AtomicU32::new(0),
@@ -140,7 +143,7 @@ impl<'m> Tables<'m> {
     }
 
     /// The IOVA of the granule for a device, reserved by `reserve` if this is the first fault in it: once,
-    /// whoever races. Returns whether this call reserved it.
+    /// whoever races. Returns whether this call reserved it. Called by workers without gate and locks.
     ///
     /// # Errors
     /// What `reserve` says; nothing is reserved then, and the next fault tries again.
@@ -154,7 +157,7 @@ impl<'m> Tables<'m> {
         if let Some(base) = granule.iova_base(device) {
             return Ok((base, false));
         }
-        let _grow = self.grow.lock(park);
+        let _reserve = self.reserve.lock(park);
         if let Some(base) = granule.iova_base(device) {
             return Ok((base, false));
         }

@@ -55,6 +55,13 @@ pub trait Device: Sync {
     /// Ends `quiesce`.
     fn resume(&self);
 
+    /// Somebody serves faults from now on. Called once per service, before the first `fetch`.
+    fn attach(&self);
+
+    /// Nobody serves faults any more: every fault that is outstanding, and every later one until `attach`, ends with
+    /// [`FaultCause::ShuttingDown`].
+    fn detach(&self);
+
     /// Waits until there is a fault to fetch or somebody called `interrupt`; consumes the interrupt.
     fn wait_fault(&self);
 

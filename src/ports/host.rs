@@ -11,7 +11,7 @@ use crate::units::{Access, BlockNo, PageMask, VirtAddr, VirtRange};
 ///
 /// # Who may call what
 /// * Inside the gate: `mirror`, `arm`, `disarm`, `take`, `give`, `give_words`, `fill_zero`.
-/// * Outside gate and locks only, since it may wait for the reader of events: `populate`.
+/// * Outside gate and locks only, since it may wait for the reader of events: `populate`, `drop_taken`.
 /// * Anywhere: the rest.
 ///
 /// # Contract
@@ -57,6 +57,12 @@ pub trait Host: Sync {
     /// never touched is taken as zeros. The block is armed over these pages.
     fn take(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Take;
 
+    /// Ends a take: drops from the application what `take` could only protect and copy (a kernel without
+    /// `UFFDIO_MOVE`), and returns the pages that are gone now. Called once after each `take`, for the pages
+    /// that it took, while they are still marked in transit and before `staging_done`. Those that are not
+    /// returned are still present and protected: give them back. Waits for the reader of events.
+    fn drop_taken(&self, block: BlockNo, pages: &PageMask) -> PageMask;
+
     /// Moves `pages` of `block` from `staging` back to the application and wakes who waits for them.
     ///
     /// Returns the pages that were given; the others are still in staging. An error says why it stopped there.
@@ -85,10 +91,9 @@ pub trait Host: Sync {
     /// Gives a slot back. Its pages are kept as the pool from which pages return to the application.
     fn staging_done(&self, staging: StagingId);
 
-    /// Ends what `take` began where the kernel cannot move pages: drops the application's copies of `pages`, which
-    /// are write-protected and copied. Called outside gate and locks while the pages are in transit; nothing to do
-    /// where `take` moved them.
-    fn drop_taken(&self, block: BlockNo, pages: &PageMask);
+    /// Reads everything that waits to be read, as far as `out` has room, without waiting. Called by the reader with the
+    /// gate closed: the caller of munmap, madvise, mremap or fork goes on once its event was read.
+    fn drain(&self, out: &mut [HostEvent]) -> usize;
 
     /// Lets other threads run; called between two tries, outside gate and locks. [`HostError::Changing`] lasts until
     /// a thread of the application has run again.

@@ -1,0 +1,154 @@
+use super::invalidate::{freeze, settle};
+use crate::granule::BlockGuard;
+use crate::migrate::{Space, extents};
+use crate::ports::{Count, Host, HostError, WORDS_PER_PAGE};
+use crate::units::{
+    Access, BlockNo, PAGE_BYTES, PAGE_SHIFT, PAGES_PER_SLOT_64K, PageIndex, PageMask, VirtAddr, VirtRange,
+};
+
+/// A thread of the application waits for a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CpuFault {
+    /// The address it touched.
+    pub at: VirtAddr,
+    /// What it wanted.
+    pub access: Access,
+    /// Whether the page is present and write-protected, rather than absent.
+    pub write_protected: bool,
+    /// When it was read, on the space's clock.
+    pub since_ns: u64,
+}
+
+impl CpuFault {
+    /// A place holder for memory that is handed to a [`Reader`](super::Reader).
+    pub const NONE: Self =
+        Self { at: VirtAddr(0), access: Access::Read, write_protected: false, since_ns: 0 };
+}
+
+/// What became of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a fault that is to be tried again must be kept"]
+pub enum CpuServed {
+    /// The thread was woken.
+    Woken,
+    /// The page is in transit: whoever ends the transit wakes the thread.
+    Queued,
+    /// An event waits to be read, or memory is short: read events, then serve this fault again.
+    Again,
+}
+
+/// Serves a CPU fault. Called by the reader only, outside the gate (which only the reader closes). Holds the block
+/// lock throughout, touches private memory only, and does at most one unit of the policy's homecoming.
+pub fn serve_cpu<H: Host>(space: &Space<'_, H>, fault: &CpuFault) -> CpuServed {
+    let number = BlockNo::of(fault.at);
+    let page = PageIndex::of(fault.at);
+    let Some(index) = space.tables.block(number) else {
+        // Never known to a device: the page is simply absent.
+        return fill(space, fault, PageMask::of(page));
+    };
+    let mut block = space.tables.lock(index, space.park);
+    if block.is_in_transit(page) {
+        block.note_cpu_waits();
+        space.probe.add(Count::CpuFaultsQueued, 1);
+        return CpuServed::Queued;
+    }
+    if !block.device_private().contains(page) {
+        if fault.write_protected {
+            space.host.wake(VirtRange::of_pages(fault.at.page_floor(), 1));
+            return CpuServed::Woken;
+        }
+        let absent = !(block.device_private() | block.in_transit());
+        return fill(space, fault, absent);
+    }
+    let wish = space.policy.homecoming(number, page, &block.device_private()) | PageMask::of(page);
+    let pages = (block.device_private() - block.in_transit()) & wish;
+    freeze(space, &block, &pages);
+    let (home, why) = bring(space, &mut block, &pages);
+    block.came_home(&home);
+    space.probe.add(Count::PagesToRam, home.count() as u64);
+    settle(space, &mut block, index);
+    if home.contains(page) {
+        return CpuServed::Woken;
+    }
+    match why {
+        Ok(()) => CpuServed::Again,
+        Err(HostError::Gone) => CpuServed::Woken,
+        Err(_) => CpuServed::Again,
+    }
+}
+
+/// Moves pages of the block from device memory to the application. Returns those that are home.
+fn bring<H: Host>(
+    space: &Space<'_, H>,
+    block: &mut BlockGuard<'_>,
+    pages: &PageMask,
+) -> (PageMask, Result<(), HostError>) {
+    let number = block.number();
+    let port = space.device(block.owner()).port;
+    if pages.count() == 1 {
+        let page = pages.first().expect("one page");
+        let from = crate::migrate::place(block, &space.tables, page);
+        if let Some(words) = port.window(from, PAGE_BYTES) {
+            return match space.host.give_words(number.page(page), words) {
+                (1, why) => (*pages, why),
+                (_, Err(HostError::Present)) => present(space, number, pages, PageMask::EMPTY),
+                (_, why) => (PageMask::EMPTY, why),
+            };
+        }
+    }
+    let Some(staging) = space.host.staging(&PageMask::EMPTY) else {
+        return (PageMask::EMPTY, Err(HostError::OutOfMemory));
+    };
+    let words = space.host.staging_words(staging);
+    let mut copied = PageMask::EMPTY;
+    let _ = extents(block, &space.tables, pages, |start, len, at| {
+        let result = port.copy_out(at, &words[start * WORDS_PER_PAGE..(start + len) * WORDS_PER_PAGE]);
+        if result.is_ok() {
+            copied |= PageMask::of_range(start..start + len);
+        }
+        result
+    });
+    let (given, why) = space.host.give(number, &copied, staging);
+    space.host.staging_done(staging);
+    match why {
+        Err(HostError::Present) => present(space, number, pages, given),
+        why => (given, why),
+    }
+}
+
+/// A page stands in the application where the device's copy was to go: newer than that copy, which is dropped.
+fn present<H: Host>(
+    space: &Space<'_, H>,
+    number: BlockNo,
+    pages: &PageMask,
+    given: PageMask,
+) -> (PageMask, Result<(), HostError>) {
+    let first = (*pages - given).first().map_or(PageMask::EMPTY, PageMask::of);
+    space.host.wake(number.range());
+    (given | first, Ok(()))
+}
+
+/// Zero-fills the faulted page and what follows it in its 64 KiB, as far as `absent` allows.
+fn fill<H: Host>(space: &Space<'_, H>, fault: &CpuFault, absent: PageMask) -> CpuServed {
+    let page = PageIndex::of(fault.at).0 as usize;
+    let unit_end = (page / PAGES_PER_SLOT_64K + 1) * PAGES_PER_SLOT_64K;
+    let run = absent & PageMask::of_range(page..unit_end);
+    let pages = run.runs().next().map_or(1, |run| run.len() as u64);
+    let start = fault.at.page_floor();
+    let (filled, why) = match space.host.fill_zero(VirtRange::of_pages(start, pages)) {
+        // The run may leave the mapping: then this page alone.
+        (0, Err(HostError::NoMapping)) if pages > 1 => space.host.fill_zero(VirtRange::of_pages(start, 1)),
+        result => result,
+    };
+    space.probe.add(Count::CpuFaultsZeroFilled, filled);
+    debug_assert!(filled <= pages && (filled << PAGE_SHIFT) <= pages * PAGE_BYTES);
+    match why {
+        _ if filled > 0 => CpuServed::Woken,
+        Err(HostError::Changing | HostError::OutOfMemory) => CpuServed::Again,
+        _ => {
+            // Present already, or gone: the thread looks again.
+            space.host.wake(VirtRange::of_pages(start, 1));
+            CpuServed::Woken
+        }
+    }
+}

@@ -1,0 +1,103 @@
+use crate::granule::{BlockGuard, BlockIndex};
+use crate::migrate::{Space, unlink_only, unmap_and_flush};
+use crate::ports::{Count, Host};
+use crate::units::{BlockNo, DeviceId, PAGE_SHIFT, PageMask, VirtRange};
+
+/// The contents of a range are gone (munmap, brk) or about to go (madvise): the device must not reach them any
+/// more, and no copy of them counts. Called by the reader with the gate closed and the devices quiesced.
+///
+/// Order over the whole union of what was hit: device page tables, one flush per device, IOMMU, bits, device
+/// memory.
+pub fn invalidate<H: Host>(space: &Space<'_, H>, range: VirtRange) {
+    forget_contents(space, range, |_, _| {});
+    super::remap::forget_homecomings(space, range);
+}
+
+/// As [`invalidate`], but calls `save` for each block, under its lock, after the device lost access and before
+/// anything is forgotten.
+pub fn forget_contents<H: Host>(
+    space: &Space<'_, H>,
+    range: VirtRange,
+    mut save: impl FnMut(&BlockGuard<'_>, &PageMask),
+) {
+    space.probe.add(Count::Invalidations, 1);
+    for (number, index) in space.tables.blocks_in(range) {
+        space.tables.lock(index, space.park).begin_invalidation();
+        for device in space.device_ids() {
+            unmap(space, device, number, index, range);
+        }
+    }
+    for device in space.device_ids() {
+        // Over the union of everything that was unmapped above.
+        if let Some(union) = touched(space, range) {
+            space.device(device).port.flush(union.start().into(), union.pages());
+        }
+    }
+    for (number, index) in space.tables.blocks_in(range) {
+        let hit = range.mask_in(number);
+        let mut block = space.tables.lock(index, space.park);
+        for device in space.device_ids() {
+            let mapped = block.dma_mapped(device) & hit;
+            if !mapped.is_empty() {
+                unlink_only(space, &mut block, device, &mapped);
+            }
+        }
+        save(&block, &hit);
+        let private = block.device_private() & hit;
+        space.probe.add(Count::InvalidatedPages, private.count() as u64);
+        block.forget(&hit, space.transits);
+        settle(space, &mut block, index);
+        block.end_invalidation();
+        let waits = block.take_cpu_waits();
+        drop(block);
+        if waits {
+            space.host.wake(number.range());
+        }
+    }
+}
+
+fn unmap<H: Host>(
+    space: &Space<'_, H>,
+    device: DeviceId,
+    number: BlockNo,
+    index: BlockIndex,
+    range: VirtRange,
+) {
+    let block = space.tables.lock(index, space.park);
+    let known = (block.dma_mapped(device) | block.device_private()) & range.mask_in(number);
+    for run in known.runs() {
+        let first = number.page(crate::units::PageIndex(run.start as u16));
+        space.device(device).port.unmap(first.into(), run.len() as u64);
+    }
+}
+
+/// The part of a range in which blocks are known.
+fn touched<H: Host>(space: &Space<'_, H>, range: VirtRange) -> Option<VirtRange> {
+    let mut blocks = space.tables.blocks_in(range);
+    let (first, _) = blocks.next()?;
+    let last = blocks.last().map_or(first, |(last, _)| last);
+    Some(range.intersection(VirtRange::between(first.base(), last.range().end())))
+}
+
+/// After pages left a device: gives back what holds nothing any more.
+pub(super) fn settle<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, index: BlockIndex) {
+    if block.slot_kind().is_some() {
+        let owner = space.device(block.owner());
+        owner.memory.release_unused(block, &space.tables, space.park);
+        if block.device_private().is_empty() {
+            owner.order.remove(&space.tables, index, space.park);
+        }
+    }
+    if block.is_all_in_ram() && block.is_armed() {
+        space.host.disarm(block.number());
+        block.set_armed(false);
+    }
+}
+
+/// Takes the device's access to resident pages away, so that their copy in device memory is final. Under the
+/// block lock.
+pub(super) fn freeze<H: Host>(space: &Space<'_, H>, block: &BlockGuard<'_>, pages: &PageMask) {
+    debug_assert!(block.device_private().covers(pages));
+    debug_assert!((pages.count() << PAGE_SHIFT) > 0);
+    unmap_and_flush(space, block, block.owner(), pages);
+}

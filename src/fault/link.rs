@@ -1,0 +1,106 @@
+use crate::dma;
+use crate::granule::{BlockGuard, BlockIndex};
+use crate::migrate::{Moved, Retry, Space};
+use crate::ports::{Count, FaultCause, Host, HostError, MapTarget, Vma};
+use crate::units::{Access, DeviceId, PAGE_SHIFT, PageIndex, PageMask, PhysAddr, Seat, VirtRange};
+
+/// What is to be linked.
+#[derive(Clone, Copy, Debug)]
+pub struct Link<'a> {
+    /// The block.
+    pub block: BlockIndex,
+    /// Its pages, all of one mapping, none on a device.
+    pub pages: PageMask,
+    /// Of these, the pages that the device wants to write: made writable.
+    pub written: PageMask,
+    /// For whom.
+    pub device: DeviceId,
+    /// The mapping as it was looked up.
+    pub vma: &'a Vma,
+}
+
+/// Makes pages present for the CPU and links them at their position, then maps them for the device. Called without
+/// gate and locks; populating may wait for the reader of events.
+pub fn link<H: Host>(space: &Space<'_, H>, seat: Seat, job: &Link<'_>) -> Moved {
+    // Sampled before the pages are populated: what makes them absent again moves the sequence.
+    let sample = space.tables.record(job.block).sample();
+    let number = space.tables.record(job.block).number();
+    for (pages, access) in [(job.written, Access::Write), (job.pages - job.written, Access::Read)] {
+        for run in pages.runs() {
+            let range = VirtRange::of_pages(number.page(PageIndex(run.start as u16)), run.len() as u64);
+            if let Err(error) = space.host.populate(range, access) {
+                return match error {
+                    HostError::NoMapping | HostError::Changing => Moved::retry(Retry::Changing),
+                    HostError::OutOfMemory | HostError::MappingLimit => {
+                        Moved::failed(FaultCause::OutOfMemory)
+                    }
+                    HostError::Gone => Moved::failed(FaultCause::ShuttingDown),
+                    _ => Moved::failed(FaultCause::NoAccess),
+                };
+            }
+        }
+    }
+    let _inside = space.gate.enter(seat, space.park);
+    match space.host.mirror(job.vma.range.intersection(space.host.window())) {
+        Ok(()) => {}
+        Err(HostError::NotSupported) => return Moved::failed(FaultCause::NoEvents),
+        Err(HostError::OutOfMemory | HostError::MappingLimit) => {
+            return Moved::failed(FaultCause::OutOfMemory);
+        }
+        Err(_) => return Moved::retry(Retry::Changing),
+    }
+    let mut block = space.tables.lock(job.block, space.park);
+    if !block.is_unchanged(sample) {
+        return Moved::retry(Retry::Sequence);
+    }
+    if block.in_transit().intersects(&job.pages) {
+        return Moved::retry(Retry::InTransit(block.transit_busy()));
+    }
+    if block.device_private().intersects(&job.pages) {
+        // Somebody moved them since they were classified: look again.
+        return Moved::retry(Retry::Sequence);
+    }
+    if enter(space, &mut block, job).is_err() {
+        return Moved::failed(FaultCause::OutOfMemory);
+    }
+    Moved { arrived: job.pages, ..Moved::default() }
+}
+
+/// Links, sets bits, maps: all of one kind after the other, so that a failure leaves bits that tell the truth.
+fn enter<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, job: &Link<'_>) -> Result<(), ()> {
+    let port = space.device(job.device).port;
+    let number = block.number();
+    let granule = space.tables.granule(number.granule()).ok_or(())?;
+    let base = granule.iova_base(job.device).ok_or(())?;
+    let old = block.dma_mapped(job.device) & job.pages;
+    let upgrade = (old & job.written) - block.writable(job.device);
+    for run in upgrade.runs() {
+        let at = dma::position(base, number, run.start);
+        let bytes = (run.len() as u64) << PAGE_SHIFT;
+        port.iommu().protect(at, bytes, Access::Write).map_err(drop)?;
+        port.iommu().flush(at, bytes);
+        block.linked(job.device, &PageMask::EMPTY, &PageMask::of_range(run));
+    }
+    for (pages, access) in [(job.written - old, Access::Write), (job.pages - job.written - old, Access::Read)]
+    {
+        for run in pages.runs() {
+            let first = number.page(PageIndex(run.start as u16));
+            let at = dma::position(base, number, run.start);
+            let bytes = (run.len() as u64) << PAGE_SHIFT;
+            port.iommu().map(at, PhysAddr(first.0), bytes, access).map_err(drop)?;
+            let linked = PageMask::of_range(run);
+            let writable = if access == Access::Write { linked } else { PageMask::EMPTY };
+            block.linked(job.device, &linked, &writable);
+            space.probe.add(Count::PagesLinked, linked.count() as u64);
+        }
+    }
+    let writable = block.writable(job.device) & job.pages;
+    for (pages, access) in [(writable, Access::Write), (job.pages - writable, Access::Read)] {
+        for run in pages.runs() {
+            let first = number.page(PageIndex(run.start as u16));
+            let target = MapTarget::System(dma::position(base, number, run.start));
+            port.map(first.into(), run.len() as u64, target, access).map_err(drop)?;
+        }
+    }
+    Ok(())
+}

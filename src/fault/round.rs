@@ -1,0 +1,97 @@
+use super::{CpuFault, CpuServed, bring_home, fill_child, invalidate, remap, serve_cpu};
+use crate::migrate::Space;
+use crate::ports::{Clock, Count, Host, HostEvent, Timing};
+
+/// What the reader carries from one round to the next. Its memory is handed in: a slice with room for one fault
+/// per thread that can wait at once, and one for the events of a round.
+pub struct Reader<'q> {
+    waiting: &'q mut [CpuFault],
+    used: usize,
+    events: &'q mut [HostEvent],
+}
+
+impl<'q> Reader<'q> {
+    /// Nothing waits. Asserts that both slices have room.
+    pub fn new(waiting: &'q mut [CpuFault], events: &'q mut [HostEvent]) -> Self {
+        assert!(!waiting.is_empty() && !events.is_empty(), "a reader needs room");
+        Self { waiting, used: 0, events }
+    }
+}
+
+/// What a round leaves behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "work that is left needs another round"]
+pub enum RoundEnd {
+    /// Nothing waits: sleep until there is an event.
+    Idle,
+    /// Something could not be done yet: let others run, then go another round.
+    WorkLeft,
+}
+
+/// One round of the reader: closes the gate and stops the engines, reads everything that waits to be read, applies
+/// the events in the order read, opens; then serves the faults. Sleeps only in closing the gate.
+pub fn round<H: Host>(space: &Space<'_, H>, clock: &dyn Clock, reader: &mut Reader<'_>) -> RoundEnd {
+    let room = reader.events.len().min(reader.waiting.len() - reader.used);
+    let mut full = true;
+    if room > 0 {
+        let read = read_and_apply(space, clock, reader, room);
+        full = read == room;
+    }
+    let homes_left = bring_home(space);
+    serve_waiting(space, clock, reader);
+    if full || homes_left || reader.used > 0 { RoundEnd::WorkLeft } else { RoundEnd::Idle }
+}
+
+fn read_and_apply<H: Host>(
+    space: &Space<'_, H>,
+    clock: &dyn Clock,
+    reader: &mut Reader<'_>,
+    room: usize,
+) -> usize {
+    let closed = space.gate.close(space.park);
+    space.probe.add(Count::GateClosed, 1);
+    for device in space.devices {
+        device.port.quiesce();
+    }
+    let read = space.host.drain(&mut reader.events[..room]);
+    let now = if read > 0 { clock.now_ns() } else { 0 };
+    for event in &reader.events[..read] {
+        match *event {
+            HostEvent::Fault { at, access, write_protected } => {
+                reader.waiting[reader.used] = CpuFault { at, access, write_protected, since_ns: now };
+                reader.used += 1;
+                space.probe.add(Count::CpuFaults, 1);
+            }
+            HostEvent::Unmap(range) | HostEvent::Remove(range) => invalidate(space, range),
+            HostEvent::Remap { from, to } => {
+                let lost = remap(space, from, to);
+                debug_assert_eq!(lost, 0, "there is a staging slot for every block that devices can hold");
+            }
+            HostEvent::Fork { child } => fill_child(space, child),
+        }
+    }
+    for device in space.devices {
+        device.port.resume();
+    }
+    drop(closed);
+    read
+}
+
+/// Serves what waits, oldest first; what has to wait on stays in the queue, in order.
+fn serve_waiting<H: Host>(space: &Space<'_, H>, clock: &dyn Clock, reader: &mut Reader<'_>) {
+    let mut kept = 0;
+    for at in 0..reader.used {
+        let fault = reader.waiting[at];
+        match serve_cpu(space, &fault) {
+            CpuServed::Woken => {
+                space.probe.time(Timing::CpuFault, clock.now_ns().saturating_sub(fault.since_ns));
+            }
+            CpuServed::Queued => {}
+            CpuServed::Again => {
+                reader.waiting[kept] = fault;
+                kept += 1;
+            }
+        }
+    }
+    reader.used = kept;
+}

@@ -1,0 +1,235 @@
+use super::link::{Link, link};
+use super::{BlockFault, Climb, Ladder, classify};
+use crate::granule::BlockIndex;
+use crate::migrate::{Evicted, Retry, Space, ToDevice, evict_one, map_resident, to_device, to_ram};
+use crate::policy::{DeviceFaultView, Place};
+use crate::ports::{Count, FaultCause, Host, HostError, Lookup, Vma, VmaKind};
+use crate::units::{Access, DeviceId, GRANULE_BYTES, PageMask, Seat, VirtRange};
+
+/// What became of the faulted pages: each is served, or failed with one cause.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[must_use = "failed pages are to be cancelled"]
+pub struct Answer {
+    /// The device may access these.
+    pub served: PageMask,
+    failed: [PageMask; FaultCause::COUNT],
+}
+
+impl Answer {
+    /// Why a page failed, if it did.
+    pub fn cause(&self, page: crate::units::PageIndex) -> Option<FaultCause> {
+        let at = self.failed.iter().position(|pages| pages.contains(page))?;
+        Some(FaultCause::ALL[at])
+    }
+    /// All pages that failed.
+    pub fn failed(&self) -> PageMask {
+        self.failed.iter().fold(PageMask::EMPTY, |all, pages| all | *pages)
+    }
+    fn fail(&mut self, pages: &PageMask, cause: FaultCause) {
+        self.failed[cause as usize - 1] |= *pages;
+    }
+}
+
+/// What one try did.
+enum Try {
+    /// Some pages were answered.
+    Answered,
+    /// None; try again after this.
+    Again(Retry),
+}
+
+/// Serves the faults of one device on one block, until every page has its answer. Called by a worker without gate
+/// and locks. Parks on the gate, on block locks and on transits of others; each of these ends without this
+/// thread.
+pub fn serve<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &BlockFault) -> Answer {
+    let mut answer = Answer::default();
+    let index = match prepare(space, fault) {
+        Ok(index) => index,
+        Err(cause) => {
+            answer.fail(&fault.faulted, cause);
+            return answer;
+        }
+    };
+    let mut ladder = Ladder::new();
+    let mut may_move = true;
+    loop {
+        let pending = fault.faulted - answer.served - answer.failed();
+        if pending.is_empty() {
+            break;
+        }
+        let Try::Again(why) = attempt(space, seat, fault, index, &pending, may_move, &mut answer) else {
+            continue;
+        };
+        let (climb, count) = ladder.climb(why);
+        space.probe.add(count, 1);
+        match climb {
+            Climb::Pause => space.host.pause(),
+            Climb::WaitTransit(busy) => space.tables.record(index).wait_transit(busy, space.park),
+            Climb::Evict => {
+                may_move = evict_one(space, seat, fault.device, Some(index)) != Evicted::Nothing;
+            }
+            Climb::BringHome => {
+                let _ = to_ram(space, seat, index, &PageMask::FULL);
+            }
+            Climb::GiveUp => answer.fail(&pending, FaultCause::RetriesSpent),
+        }
+    }
+    space.probe.add(Count::FaultsFailed, answer.failed().count() as u64);
+    answer
+}
+
+/// The block's record, and step one of two-step DMA: the first fault in a granule reserves all of it.
+fn prepare<H: Host>(space: &Space<'_, H>, fault: &BlockFault) -> Result<BlockIndex, FaultCause> {
+    if !space.host.window().covers(fault.block.range()) {
+        return Err(FaultCause::OutsideWindow);
+    }
+    let index = space.tables.block_or_make(fault.block, space.park).map_err(|_| FaultCause::OutOfMemory)?;
+    let granule = space.tables.granule(fault.block.granule()).ok_or(FaultCause::OutOfMemory)?;
+    let iova = space.device(fault.device).iova;
+    let (_, is_new) = space
+        .tables
+        .reserve_once(granule, fault.device, space.park, || iova.reserve(GRANULE_BYTES, GRANULE_BYTES))
+        .map_err(|_| FaultCause::OutOfMemory)?;
+    space.probe.add(Count::GranulesReserved, u64::from(is_new));
+    Ok(index)
+}
+
+/// Lookup, classify, decide, and one move or link, for the mapping that holds the first pending page.
+fn attempt<H: Host>(
+    space: &Space<'_, H>,
+    seat: Seat,
+    fault: &BlockFault,
+    index: BlockIndex,
+    pending: &PageMask,
+    may_move: bool,
+    answer: &mut Answer,
+) -> Try {
+    let sample = space.tables.record(index).sample();
+    if sample.is_invalidating() {
+        return Try::Again(Retry::Sequence);
+    }
+    let (vma, mapping) = match lookup(space, fault, pending, answer) {
+        Ok(found) => found,
+        Err(outcome) => return outcome,
+    };
+    let faulted = *pending & mapping;
+    let written = fault.written & faulted;
+
+    let inside = space.gate.enter(seat, space.park);
+    let block = space.tables.lock(index, space.park);
+    if !block.is_unchanged(sample) {
+        return Try::Again(Retry::Sequence);
+    }
+    let seen = classify(&block, fault.device, &faulted, &written);
+    let resident_here = block.device_private();
+    if !seen.resident.is_empty() && map_resident(space, &block, fault.device, &seen.resident, &vma).is_err() {
+        answer.fail(&seen.resident, FaultCause::DeviceFailed);
+        return Try::Answered;
+    }
+    let busy = block.transit_busy();
+    drop(block);
+    drop(inside);
+
+    answer.served |= seen.resident | seen.linked;
+    let unknown = seen.unknown | seen.upgrade;
+    if unknown.is_empty() {
+        return if !(seen.resident | seen.linked).is_empty() {
+            Try::Answered
+        } else if !seen.foreign.is_empty() {
+            Try::Again(Retry::OtherOwner)
+        } else {
+            Try::Again(Retry::InTransit(busy))
+        };
+    }
+    let view = DeviceFaultView {
+        block: fault.block,
+        device: fault.device,
+        faulted: unknown,
+        written: written & unknown,
+        resident: resident_here,
+        mapping,
+        movable: vma.kind == VmaKind::Movable,
+    };
+    let placement = space.policy.place(&view);
+    let pages = (placement.pages | unknown) & mapping;
+    let mut to_link = unknown;
+    if placement.place == Place::Device && view.movable && may_move {
+        let job =
+            ToDevice { block: index, pages: pages - resident_here, device: fault.device, vma: &vma, sample };
+        let moved = to_device(space, seat, &job);
+        answer.served |= moved.arrived & faulted;
+        to_link = moved.refused & unknown;
+        if let Some(cause) = moved.failed {
+            answer.fail(&(unknown - moved.arrived - moved.refused), cause);
+            return Try::Answered;
+        }
+        if to_link.is_empty() {
+            return match moved.retry {
+                Some(why) if (moved.arrived & unknown).is_empty() => Try::Again(why),
+                _ => Try::Answered,
+            };
+        }
+    }
+    link_pages(space, seat, fault.device, index, &to_link, &(written & to_link), &vma, answer)
+}
+
+#[allow(clippy::too_many_arguments, reason = "the one call of link, split out for length")]
+fn link_pages<H: Host>(
+    space: &Space<'_, H>,
+    seat: Seat,
+    device: DeviceId,
+    index: BlockIndex,
+    pages: &PageMask,
+    written: &PageMask,
+    vma: &Vma,
+    answer: &mut Answer,
+) -> Try {
+    let moved = link(space, seat, &Link { block: index, pages: *pages, written: *written, device, vma });
+    answer.served |= moved.arrived;
+    if let Some(cause) = moved.failed {
+        answer.fail(&(*pages - moved.arrived), cause);
+        return Try::Answered;
+    }
+    match moved.retry {
+        Some(why) if moved.arrived.is_empty() => Try::Again(why),
+        _ => Try::Answered,
+    }
+}
+
+/// The mapping of the first pending page and the block's pages that lie in it; pages that no mapping allows are
+/// failed.
+fn lookup<H: Host>(
+    space: &Space<'_, H>,
+    fault: &BlockFault,
+    pending: &PageMask,
+    answer: &mut Answer,
+) -> Result<(Vma, PageMask), Try> {
+    let first = fault.block.page(pending.first().expect("something is pending"));
+    let vma = match space.host.vma(first) {
+        Ok(Lookup::Mapped(vma)) => vma,
+        Ok(Lookup::Hole { until }) => {
+            let end = until.max(first + crate::units::PAGE_BYTES).min(fault.block.range().end());
+            let hole = VirtRange::between(first, end).mask_in(fault.block);
+            answer.fail(&(*pending & hole), FaultCause::NoMapping);
+            return Err(Try::Answered);
+        }
+        Err(HostError::Changing) => return Err(Try::Again(Retry::Changing)),
+        Err(_) => {
+            answer.fail(pending, FaultCause::OutOfMemory);
+            return Err(Try::Answered);
+        }
+    };
+    let mapping = vma.range.intersection(space.host.window()).mask_in(fault.block);
+    let here = *pending & mapping;
+    let refused = match (vma.kind, vma.access) {
+        (VmaKind::Unfollowed, _) => Some((here, FaultCause::NoEvents)),
+        (_, None) => Some((here, FaultCause::NoAccess)),
+        (_, Some(Access::Read)) => Some((here & fault.written, FaultCause::ReadOnly)),
+        (_, Some(Access::Write)) => None,
+    };
+    if let Some((pages, cause)) = refused.filter(|(pages, _)| !pages.is_empty()) {
+        answer.fail(&pages, cause);
+        return Err(Try::Answered);
+    }
+    Ok((vma, mapping))
+}

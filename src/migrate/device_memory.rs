@@ -1,0 +1,286 @@
+//! Who has which part of a device's memory. One bit per 4 KiB; a slot of 64 KiB or 2 MiB is an aligned run of
+//! such bits. A block's slots all have one size; a page's place follows from its slot and its position.
+//!
+//! Rule: the bits change under the leaf lock of this file, the entries of a block under the block's lock.
+
+use thiserror::Error;
+
+use crate::granule::{Bitmap, BlockGuard, SlotKind, Tables};
+use crate::sync::{AtomicU32, Ordering, Park, WordLock};
+use crate::units::{
+    DevMemAddr, DeviceId, PAGE_SHIFT, PAGES_PER_BLOCK, PAGES_PER_SLOT_64K, PageIndex, PageMask,
+};
+
+/// 2 MiB of device memory: which pages of it are handed out.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct ChunkRecord {
+    used: Bitmap,
+    used_pages: AtomicU32,
+}
+
+/// Device memory has no slot left of a size that would do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("device memory is full; evict a block first")]
+pub struct DeviceFull;
+
+/// The memory of one device.
+#[derive(Debug)]
+pub struct DeviceMemory<'m> {
+    chunks: &'m [ChunkRecord],
+    lock: WordLock,
+    used_pages: AtomicU32,
+    /// Where the last slot of each size was found.
+    hints: [AtomicU32; 3],
+}
+
+const fn pages_of(kind: SlotKind) -> usize {
+    match kind {
+        SlotKind::Mib2 => PAGES_PER_BLOCK,
+        SlotKind::Kib64 => PAGES_PER_SLOT_64K,
+        SlotKind::Kib4 => 1,
+    }
+}
+
+const fn smaller(kind: SlotKind) -> Option<SlotKind> {
+    match kind {
+        SlotKind::Mib2 => Some(SlotKind::Kib64),
+        SlotKind::Kib64 => Some(SlotKind::Kib4),
+        SlotKind::Kib4 => None,
+    }
+}
+
+impl<'m> DeviceMemory<'m> {
+    /// All of it free; one record per 2 MiB.
+    pub fn new(chunks: &'m [ChunkRecord]) -> Self {
+        Self {
+            chunks,
+            lock: WordLock::new(),
+            used_pages: AtomicU32::new(0),
+            hints: core::array::from_fn(|_| AtomicU32::new(0)),
+        }
+    }
+
+    /// Pages in all.
+    pub fn total_pages(&self) -> u64 {
+        (self.chunks.len() * PAGES_PER_BLOCK) as u64
+    }
+
+    /// Pages handed out, whole slots counted.
+    pub fn used_pages(&self) -> u64 {
+        u64::from(self.used_pages.load(Ordering::Relaxed))
+    }
+
+    /// A slot; its first page, plus one.
+    fn take(&self, kind: SlotKind, park: &dyn Park) -> Option<u32> {
+        let pages = pages_of(kind);
+        let _lock = self.lock.lock(park);
+        let count = self.chunks.len();
+        let hint = &self.hints[kind as usize - 1];
+        let start = hint.load(Ordering::Relaxed) as usize;
+        for step in 0..count {
+            let no = (start + step) % count;
+            let chunk = &self.chunks[no];
+            if chunk.used_pages.load(Ordering::Relaxed) as usize + pages > PAGES_PER_BLOCK {
+                continue;
+            }
+            let free = !chunk.used.load();
+            let Some(first) = free.runs().find_map(|run| {
+                let first = run.start.next_multiple_of(pages);
+                (first + pages <= run.end).then_some(first)
+            }) else {
+                continue;
+            };
+            chunk.used.insert(&PageMask::of_range(first..first + pages));
+            self.count(chunk, pages as i32);
+            hint.store(no as u32, Ordering::Relaxed);
+            return Some((no * PAGES_PER_BLOCK + first) as u32 + 1);
+        }
+        None
+    }
+
+    fn put(&self, entry: u32, kind: SlotKind, park: &dyn Park) {
+        let pages = pages_of(kind);
+        let first = entry as usize - 1;
+        let chunk = &self.chunks[first / PAGES_PER_BLOCK];
+        let slot = PageMask::of_range(first % PAGES_PER_BLOCK..first % PAGES_PER_BLOCK + pages);
+        let _lock = self.lock.lock(park);
+        assert!(chunk.used.load().covers(&slot), "a slot of device memory is freed twice");
+        chunk.used.remove(&slot);
+        self.count(chunk, -(pages as i32));
+    }
+
+    fn count(&self, chunk: &ChunkRecord, pages: i32) {
+        for counter in [&chunk.used_pages, &self.used_pages] {
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add_signed(pages), Ordering::Relaxed);
+        }
+    }
+
+    /// Makes sure that every page of `pages` has device memory at its position. A block that has none yet gets
+    /// slots of `wish`, or smaller ones if those are used up.
+    ///
+    /// # Errors
+    /// [`DeviceFull`]; slots of `pages` that were got before it are given back.
+    pub fn reserve(
+        &self,
+        block: &mut BlockGuard<'_>,
+        tables: &Tables<'_>,
+        pages: &PageMask,
+        wish: SlotKind,
+        device: DeviceId,
+        park: &dyn Park,
+    ) -> Result<(), DeviceFull> {
+        let mut kind = block.slot_kind().unwrap_or(wish);
+        let is_new = block.slot_kind().is_none();
+        loop {
+            if self.try_reserve(block, tables, pages, kind, device, park).is_ok() {
+                return Ok(());
+            }
+            self.release_unused_but(block, tables, &PageMask::EMPTY, park);
+            match smaller(kind).filter(|_| is_new) {
+                Some(next) => kind = next,
+                None => return Err(DeviceFull),
+            }
+        }
+    }
+
+    fn try_reserve(
+        &self,
+        block: &mut BlockGuard<'_>,
+        tables: &Tables<'_>,
+        pages: &PageMask,
+        kind: SlotKind,
+        device: DeviceId,
+        park: &dyn Park,
+    ) -> Result<(), DeviceFull> {
+        if block.slot_kind().is_none() {
+            if kind == SlotKind::Kib4 {
+                let fine = tables.take_fine(park).map_err(|_| DeviceFull)?;
+                block.fine().store(fine + 1, Ordering::Relaxed);
+            }
+            block.set_slots(Some((kind, device)));
+        }
+        let fill = |entry: &AtomicU32| {
+            if entry.load(Ordering::Relaxed) == 0 {
+                entry.store(self.take(kind, park).ok_or(DeviceFull)?, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        match kind {
+            SlotKind::Mib2 => fill(&block.slots()[0]),
+            SlotKind::Kib64 => {
+                let mut last = usize::MAX;
+                for page in pages.pages() {
+                    let group = page.0 as usize / PAGES_PER_SLOT_64K;
+                    if group != last {
+                        fill(&block.slots()[group])?;
+                        last = group;
+                    }
+                }
+                Ok(())
+            }
+            SlotKind::Kib4 => {
+                let fine = tables.fine(block.fine().load(Ordering::Relaxed) - 1);
+                pages.pages().try_for_each(|page| fill(&fine.0[page.0 as usize]))
+            }
+        }
+    }
+
+    /// Gives back every slot of the block that holds no device-private page and none in transit. While a worker
+    /// moves pages of the block nothing is given back, even if an invalidation took the pages: the mover may still
+    /// be copying. It calls this at its end.
+    pub fn release_unused(&self, block: &mut BlockGuard<'_>, tables: &Tables<'_>, park: &dyn Park) {
+        if block.mover().is_some() {
+            return;
+        }
+        let in_transit = block.in_transit();
+        self.release_unused_but(block, tables, &in_transit, park);
+    }
+
+    fn release_unused_but(
+        &self,
+        block: &mut BlockGuard<'_>,
+        tables: &Tables<'_>,
+        keep: &PageMask,
+        park: &dyn Park,
+    ) {
+        let Some(kind) = block.slot_kind() else { return };
+        let used = block.device_private() | *keep;
+        if kind == SlotKind::Mib2 && !used.is_empty() {
+            return;
+        }
+        let release = |entry: &AtomicU32| {
+            let slot = entry.load(Ordering::Relaxed);
+            if slot != 0 {
+                entry.store(0, Ordering::Relaxed);
+                self.put(slot, kind, park);
+            }
+        };
+        match kind {
+            SlotKind::Mib2 => release(&block.slots()[0]),
+            SlotKind::Kib64 => {
+                for (group, entry) in block.slots().iter().enumerate() {
+                    let first = group * PAGES_PER_SLOT_64K;
+                    if !used.intersects(&PageMask::of_range(first..first + PAGES_PER_SLOT_64K)) {
+                        release(entry);
+                    }
+                }
+            }
+            SlotKind::Kib4 => {
+                let index = block.fine().load(Ordering::Relaxed) - 1;
+                let fine = tables.fine(index);
+                (!used).pages().for_each(|page| release(&fine.0[page.0 as usize]));
+                if used.is_empty() {
+                    block.fine().store(0, Ordering::Relaxed);
+                    tables.put_fine(index, park);
+                }
+            }
+        }
+        if used.is_empty() {
+            block.set_slots(None);
+        }
+    }
+}
+
+/// Where one page of the block lies in device memory. Asserts that it has a slot.
+pub(crate) fn place(block: &BlockGuard<'_>, tables: &Tables<'_>, page: PageIndex) -> DevMemAddr {
+    let position = page.0 as u32;
+    let first = |entry: &AtomicU32| {
+        entry.load(Ordering::Relaxed).checked_sub(1).expect("a page on the device has a slot")
+    };
+    let unit = match block.slot_kind().expect("a page on the device has a slot") {
+        SlotKind::Mib2 => first(&block.slots()[0]) + position,
+        SlotKind::Kib64 => {
+            let group = PAGES_PER_SLOT_64K as u32;
+            first(&block.slots()[(position / group) as usize]) + position % group
+        }
+        SlotKind::Kib4 => first(&tables.fine(block.fine().load(Ordering::Relaxed) - 1).0[position as usize]),
+    };
+    DevMemAddr(u64::from(unit) << PAGE_SHIFT)
+}
+
+/// Calls `each` for every run of `pages` that is contiguous in the block and in device memory: first page, page
+/// count, place. Stops at the first error.
+pub(crate) fn extents<E>(
+    block: &BlockGuard<'_>,
+    tables: &Tables<'_>,
+    pages: &PageMask,
+    mut each: impl FnMut(usize, usize, DevMemAddr) -> Result<(), E>,
+) -> Result<(), E> {
+    let step = pages_of(block.slot_kind().unwrap_or(SlotKind::Kib4));
+    for run in pages.runs() {
+        let mut at = run.start;
+        while at < run.end {
+            let begin = place(block, tables, PageIndex(at as u16));
+            let mut end = ((at / step + 1) * step).min(run.end);
+            while end < run.end
+                && place(block, tables, PageIndex(end as u16)) == begin + (((end - at) as u64) << PAGE_SHIFT)
+            {
+                end = ((end / step + 1) * step).min(run.end);
+            }
+            each(at, end - at, begin)?;
+            at = end;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+use super::device_memory::extents;
+use super::space::device_access;
+use super::unlink::unlink;
+use super::{DeviceFull, Moved, Retry, Space};
+use crate::granule::{BlockIndex, Direction, Sequence, SlotKind, TransitRecord};
+use crate::policy::Granularity;
+use crate::ports::{Count, FaultCause, Host, HostError, MapTarget, StagingId, Take, Vma, WORDS_PER_PAGE};
+use crate::units::{DeviceId, PAGE_SHIFT, PageIndex, PageMask, Seat};
+
+/// What is to be moved.
+#[derive(Clone, Copy, Debug)]
+pub struct ToDevice<'a> {
+    /// The block.
+    pub block: BlockIndex,
+    /// Its pages, all of one mapping.
+    pub pages: PageMask,
+    /// Whose memory they go to.
+    pub device: DeviceId,
+    /// The mapping as it was looked up.
+    pub vma: &'a Vma,
+    /// The block's sequence before it was looked up.
+    pub sample: Sequence,
+}
+
+/// Moves pages of system memory into device memory and maps them there. Called without gate and locks; may park
+/// on them.
+pub fn to_device<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>) -> Moved {
+    let Some(staging) = space.host.staging(&job.pages) else { return Moved::retry(Retry::NoStaging) };
+    let moved = move_through(space, seat, job, staging);
+    space.host.staging_done(staging);
+    moved
+}
+
+fn move_through<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>, staging: StagingId) -> Moved {
+    let record = &space.transits[seat.0 as usize];
+    let (pages, take) = match begin_and_take(space, seat, job, staging, record) {
+        Ok(begun) => begun,
+        Err(stopped) => return stopped,
+    };
+    let number = space.tables.record(job.block).number();
+    let gone = space.host.drop_taken(number, &take.taken);
+    let copied = copy_in(space, job, &(take.taken & gone), staging);
+    let undone = take.taken - copied;
+    if !undone.is_empty() {
+        super::to_ram::give_all(space, seat, job.block, record, &undone, staging);
+    }
+    let mut moved = commit(space, seat, job, record, &copied);
+    moved.refused = take.refused;
+    space.probe.add(Count::PagesRefused, take.refused.count() as u64);
+    if !undone.is_empty() {
+        moved.failed = Some(FaultCause::DeviceFailed);
+    } else if take.taken | take.refused != pages {
+        moved.retry = Some(Retry::Changing);
+        if let Some(HostError::OutOfMemory | HostError::MappingLimit) = take.stopped {
+            moved.failed = Some(FaultCause::OutOfMemory);
+        }
+    }
+    moved
+}
+
+/// Begin and take, in one stay inside the gate. Returns the pages in transit and what was taken of them.
+fn begin_and_take<H: Host>(
+    space: &Space<'_, H>,
+    seat: Seat,
+    job: &ToDevice<'_>,
+    staging: StagingId,
+    record: &TransitRecord,
+) -> Result<(PageMask, Take), Moved> {
+    let device = space.device(job.device);
+    let _inside = space.gate.enter(seat, space.park);
+    let followed = job.vma.range.intersection(space.host.window());
+    space.host.mirror(followed).map_err(refused_by_host)?;
+    let mut block = space.tables.lock(job.block, space.park);
+    if !block.is_unchanged(job.sample) {
+        return Err(Moved::retry(Retry::Sequence));
+    }
+    let here = block.device_private();
+    if !here.is_empty() && block.owner() != job.device {
+        return Err(Moved::retry(Retry::OtherOwner));
+    }
+    let pages = job.pages - here;
+    if pages.is_empty() {
+        return Err(Moved::default());
+    }
+    if block.is_busy(&pages) {
+        return Err(Moved::retry(Retry::InTransit(block.transit_busy())));
+    }
+    for each in block.devices() {
+        unlink(space, &mut block, each, &pages);
+    }
+    let wish = slot_wish(space.policy.granularity(), &pages);
+    device
+        .memory
+        .reserve(&mut block, &space.tables, &pages, wish, job.device, space.park)
+        .map_err(|DeviceFull| Moved::retry(Retry::DeviceFull))?;
+    if let Err(error) = arm(space, job, &mut block) {
+        device.memory.release_unused(&mut block, &space.tables, space.park);
+        return Err(refused_by_host(error));
+    }
+    if let Err(busy) = block.begin_transit(seat, record, &pages, staging, Direction::ToDevice) {
+        return Err(Moved::retry(Retry::InTransit(busy)));
+    }
+    let number = block.number();
+    drop(block);
+    Ok((pages, space.host.take(number, &pages, staging)))
+}
+
+/// Traps touches of absent pages in the mapping's part of the block, before the first page is taken.
+fn arm<H: Host>(
+    space: &Space<'_, H>,
+    job: &ToDevice<'_>,
+    block: &mut crate::granule::BlockGuard<'_>,
+) -> Result<(), HostError> {
+    if block.is_armed() {
+        return Ok(());
+    }
+    let whole = block.number().range();
+    let part = job.vma.range.intersection(space.host.window()).intersection(whole);
+    space.host.arm(part)?;
+    block.set_armed(part == whole);
+    Ok(())
+}
+
+fn slot_wish(granularity: Granularity, pages: &PageMask) -> SlotKind {
+    match granularity {
+        Granularity::Mib2 if pages.is_full() => SlotKind::Mib2,
+        Granularity::Mib2 | Granularity::Kib64 => SlotKind::Kib64,
+        Granularity::Kib4 => SlotKind::Kib4,
+    }
+}
+
+fn refused_by_host(error: HostError) -> Moved {
+    match error {
+        HostError::Changing | HostError::NoMapping => Moved::retry(Retry::Changing),
+        HostError::OutOfMemory | HostError::MappingLimit => Moved::failed(FaultCause::OutOfMemory),
+        HostError::NotSupported => Moved::failed(FaultCause::NoEvents),
+        HostError::Gone => Moved::failed(FaultCause::ShuttingDown),
+        HostError::NotPermitted | HostError::Present => Moved::failed(FaultCause::NoAccess),
+    }
+}
+
+/// Copies what was taken, run by run, and says which pages are in device memory now.
+fn copy_in<H: Host>(
+    space: &Space<'_, H>,
+    job: &ToDevice<'_>,
+    taken: &PageMask,
+    staging: StagingId,
+) -> PageMask {
+    let port = space.device(job.device).port;
+    let words = space.host.staging_words(staging);
+    let mut copied = PageMask::EMPTY;
+    let mut rest = *taken;
+    while let Some(first) = rest.first() {
+        // The slots of pages in transit are the mover's: only finding them needs the lock, not copying.
+        let mut extent = None;
+        let block = space.tables.lock(job.block, space.park);
+        let _ = extents(&block, &space.tables, &rest, |start, len, at| {
+            extent = Some((start, len, at));
+            Err(())
+        });
+        drop(block);
+        let (start, len, at) = extent.expect("a non-empty mask has a first extent");
+        debug_assert_eq!(start, first.0 as usize);
+        let part = PageMask::of_range(start..start + len);
+        rest -= part;
+        if port.copy_in(at, &words[start * WORDS_PER_PAGE..(start + len) * WORDS_PER_PAGE]).is_err() {
+            break;
+        }
+        copied |= part;
+    }
+    copied
+}
+
+fn commit<H: Host>(
+    space: &Space<'_, H>,
+    seat: Seat,
+    job: &ToDevice<'_>,
+    record: &TransitRecord,
+    copied: &PageMask,
+) -> Moved {
+    let device = space.device(job.device);
+    let inside = space.gate.enter(seat, space.park);
+    let mut block = space.tables.lock(job.block, space.park);
+    let arrived = block.end_transit(record, copied);
+    device.memory.release_unused(&mut block, &space.tables, space.park);
+    let mut moved = Moved { arrived, ..Moved::default() };
+    if map_resident(space, &block, job.device, &arrived, job.vma).is_err() {
+        moved.failed = Some(FaultCause::DeviceFailed);
+        moved.arrived = PageMask::EMPTY;
+    }
+    if !arrived.is_empty() {
+        device.order.touch(&space.tables, job.block, space.park);
+    }
+    let waits = block.take_cpu_waits();
+    let number = block.number();
+    drop(block);
+    drop(inside);
+    space.tables.record(job.block).announce_transit_end(space.park);
+    if waits {
+        space.host.wake(number.range());
+    }
+    space.probe.add(Count::PagesToDevice, arrived.count() as u64);
+    moved
+}
+
+/// Enters device-private pages into the device page table.
+///
+/// # Errors
+/// What the device says; pages entered before it stay entered.
+pub(crate) fn map_resident<H: Host>(
+    space: &Space<'_, H>,
+    block: &crate::granule::BlockGuard<'_>,
+    device: DeviceId,
+    pages: &PageMask,
+    vma: &Vma,
+) -> Result<(), crate::ports::DeviceError> {
+    let port = space.device(device).port;
+    let access = device_access(vma.access);
+    extents(block, &space.tables, pages, |start, len, at| {
+        let here = block.number().page(PageIndex(start as u16));
+        debug_assert!((len << PAGE_SHIFT) > 0);
+        port.map(here.into(), len as u64, MapTarget::DeviceMemory(at), access)
+    })
+}

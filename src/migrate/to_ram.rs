@@ -1,0 +1,190 @@
+use super::device_memory::extents;
+use super::unlink::unmap_and_flush;
+use super::{Retry, Space};
+use crate::granule::{BlockIndex, Direction, TransitRecord};
+use crate::ports::{Count, Host, HostError, StagingId, WORDS_PER_PAGE};
+use crate::units::{DeviceId, PageMask, Seat};
+
+/// How an eviction ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Evicted {
+    /// So many pages went to RAM.
+    Pages(usize),
+    /// Nothing is on the device that could go now.
+    Nothing,
+}
+
+/// Brings pages of a block from its owner device to RAM. Called without gate and locks; may park on them. Returns
+/// how many pages came home; pages that an invalidation took meanwhile are not counted.
+///
+/// # Errors
+/// Why nothing was done.
+pub fn to_ram<H: Host>(
+    space: &Space<'_, H>,
+    seat: Seat,
+    index: BlockIndex,
+    wanted: &PageMask,
+) -> Result<usize, Retry> {
+    let staging = space.host.staging(&PageMask::EMPTY).ok_or(Retry::NoStaging)?;
+    let moved = move_through(space, seat, index, wanted, staging);
+    space.host.staging_done(staging);
+    moved
+}
+
+fn move_through<H: Host>(
+    space: &Space<'_, H>,
+    seat: Seat,
+    index: BlockIndex,
+    wanted: &PageMask,
+    staging: StagingId,
+) -> Result<usize, Retry> {
+    let record = &space.transits[seat.0 as usize];
+    let inside = space.gate.enter(seat, space.park);
+    let mut block = space.tables.lock(index, space.park);
+    if block.mover().is_some() {
+        return Err(Retry::InTransit(block.transit_busy()));
+    }
+    let pages = block.device_private() & *wanted - block.in_transit();
+    if pages.is_empty() {
+        return Ok(0);
+    }
+    let owner = block.owner();
+    block.begin_transit(seat, record, &pages, staging, Direction::ToRam).map_err(Retry::InTransit)?;
+    unmap_and_flush(space, &block, owner, &pages);
+    drop(block);
+    drop(inside);
+
+    let copied = copy_out(space, index, record, owner, &pages, staging);
+    let given = give_all(space, seat, index, record, &copied, staging);
+    end(space, seat, index, owner, record);
+    space.probe.add(Count::PagesToRam, given as u64);
+    Ok(given)
+}
+
+/// Copies pages out of device memory into staging; says which were copied.
+fn copy_out<H: Host>(
+    space: &Space<'_, H>,
+    index: BlockIndex,
+    record: &TransitRecord,
+    owner: DeviceId,
+    pages: &PageMask,
+    staging: StagingId,
+) -> PageMask {
+    let port = space.device(owner).port;
+    let words = space.host.staging_words(staging);
+    let mut copied = PageMask::EMPTY;
+    let mut rest = *pages;
+    while !rest.is_empty() {
+        let block = space.tables.lock(index, space.park);
+        rest &= block.transit_pages(record);
+        let mut extent = None;
+        let _ = extents(&block, &space.tables, &rest, |start, len, at| {
+            extent = Some((start, len, at));
+            Err(())
+        });
+        drop(block);
+        let Some((start, len, at)) = extent else { break };
+        let part = PageMask::of_range(start..start + len);
+        rest -= part;
+        if port.copy_out(at, &words[start * WORDS_PER_PAGE..(start + len) * WORDS_PER_PAGE]).is_ok() {
+            copied |= part;
+        }
+    }
+    copied
+}
+
+/// Gives pages that a worker has in transit to the application, until each is given or was taken out of the
+/// transit by an invalidation. Each stay inside the gate commits what it gave. Returns how many were given.
+pub(super) fn give_all<H: Host>(
+    space: &Space<'_, H>,
+    seat: Seat,
+    index: BlockIndex,
+    record: &TransitRecord,
+    pages: &PageMask,
+    staging: StagingId,
+) -> usize {
+    let number = space.tables.record(index).number();
+    let mut given_in_all = 0;
+    let mut rest = *pages;
+    loop {
+        let inside = space.gate.enter(seat, space.park);
+        let block = space.tables.lock(index, space.park);
+        rest &= block.transit_pages(record);
+        drop(block);
+        if rest.is_empty() {
+            return given_in_all;
+        }
+        let (given, why) = space.host.give(number, &rest, staging);
+        let mut arrived = given;
+        if why == Err(HostError::Present) {
+            // Whatever stands at the first page that was not given is newer than what we bring.
+            arrived |= (rest - given).first().map_or(PageMask::EMPTY, PageMask::of);
+        }
+        let mut block = space.tables.lock(index, space.park);
+        block.arrive_in_ram(record, &arrived);
+        drop(block);
+        rest -= arrived;
+        given_in_all += given.count();
+        drop(inside);
+        match why {
+            Ok(()) | Err(HostError::Present) => {}
+            Err(HostError::Gone) => return given_in_all,
+            Err(_) => space.host.pause(),
+        }
+    }
+}
+
+/// Ends a transit to RAM: what was not given stays device-private (its copy failed) and is not mapped.
+fn end<H: Host>(
+    space: &Space<'_, H>,
+    seat: Seat,
+    index: BlockIndex,
+    owner: DeviceId,
+    record: &TransitRecord,
+) {
+    let device = space.device(owner);
+    let inside = space.gate.enter(seat, space.park);
+    let mut block = space.tables.lock(index, space.park);
+    let _ = block.end_transit(record, &PageMask::EMPTY);
+    device.memory.release_unused(&mut block, &space.tables, space.park);
+    if block.device_private().is_empty() {
+        device.order.remove(&space.tables, index, space.park);
+    }
+    let number = block.number();
+    if block.is_all_in_ram() {
+        space.host.disarm(number);
+        block.set_armed(false);
+    }
+    let waits = block.take_cpu_waits();
+    drop(block);
+    drop(inside);
+    space.tables.record(index).announce_transit_end(space.park);
+    if waits {
+        space.host.wake(number.range());
+    }
+}
+
+/// How many of the oldest blocks an eviction looks at before it gives up.
+const CANDIDATES: usize = 16;
+
+/// Makes room on a device: brings the least recently migrated block that is not being moved, and is not `spare`,
+/// to RAM.
+pub fn evict_one<H: Host>(
+    space: &Space<'_, H>,
+    seat: Seat,
+    device: DeviceId,
+    spare: Option<BlockIndex>,
+) -> Evicted {
+    for skip in 0..CANDIDATES {
+        let Some(index) = space.device(device).order.oldest(&space.tables, skip, space.park) else { break };
+        if Some(index) == spare {
+            continue;
+        }
+        if let Ok(pages @ 1..) = to_ram(space, seat, index, &PageMask::FULL) {
+            space.probe.add(Count::Evictions, 1);
+            space.probe.add(Count::EvictedPages, pages as u64);
+            return Evicted::Pages(pages);
+        }
+    }
+    Evicted::Nothing
+}
