@@ -49,6 +49,7 @@ fn served<R>(
     body: impl FnOnce() -> R,
 ) -> R {
     let ended = AtomicBool::new(false);
+    device.attach();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut faults = [DeviceFault::default(); 16];
@@ -197,6 +198,7 @@ fn a_lost_device_ends_its_kernels_and_keeps_its_memory_readable() {
     device.copy_in(DevMemAddr(0), page.as_words()).expect("the first copy");
     device.map(DevAddr(BLOCK_BYTES), 1, MapTarget::DeviceMemory(DevMemAddr(0)), RW).expect("maps");
     let started = AtomicBool::new(false);
+    device.attach();
     std::thread::scope(|scope| {
         let kernel = scope.spawn(|| {
             device.run(|engine| {

@@ -302,7 +302,7 @@ impl<'d> Engine<'d> {
         access: Access,
         op: impl Fn(u64, &AtomicU32) -> Result<R, Failed>,
     ) -> Result<R, AccessError> {
-        if at % bytes as u64 != 0 {
+        if !at.is_multiple_of(bytes as u64) {
             return Err(AccessError::Unaligned { at, bytes });
         }
         self.reach(at, access, |place| op(place.host, place.stop))
@@ -517,7 +517,7 @@ impl Engine<'_> {
 
 fn check_slice<T>(at: u64, len: usize) -> Result<usize, AccessError> {
     let bytes = len * size_of::<T>();
-    if at % size_of::<T>() as u64 != 0 {
+    if !at.is_multiple_of(size_of::<T>() as u64) {
         return Err(AccessError::Unaligned { at, bytes: size_of::<T>() });
     }
     if at.checked_add(bytes as u64).is_none() {

@@ -125,7 +125,7 @@ impl Builder {
     /// # Errors
     /// [`BuildError`]; nothing is left behind but signal handlers.
     pub fn build(self) -> Result<SoftwareDevice, BuildError> {
-        if self.memory_bytes == 0 || self.memory_bytes % BLOCK_BYTES != 0 {
+        if self.memory_bytes == 0 || !self.memory_bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(BuildError::MemorySize(self.memory_bytes));
         }
         if self.engines == 0 || self.engines > Self::MOST_ENGINES {

@@ -248,6 +248,14 @@ impl Device for SoftwareDevice {
         self.inner.entry.resume();
     }
 
+    fn attach(&self) {
+        self.inner.faults.attach();
+    }
+
+    fn detach(&self) {
+        self.inner.faults.detach(&self.inner.engines);
+    }
+
     fn wait_fault(&self) {
         self.inner.faults.wait();
     }

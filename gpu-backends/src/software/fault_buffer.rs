@@ -10,7 +10,7 @@
 //! | `FETCHED` | `fetch` | somebody has it and owes an answer |
 //! | `REPLAYED` | `replay` | execute the access again |
 //! | `LOST` | `lose` | the device is gone |
-//! | `CANCELLED` + cause | `cancel` | give the access up |
+//! | `CANCELLED` + cause | `cancel`, `detach` | give the access up |
 //!
 //! # Rules
 //! 1. The buffer keeps every record, also several for one page. An engine that finds it full waits until
@@ -20,6 +20,8 @@
 //!    an older fault (whose number differs) does nothing.
 //! 3. The doorbell changes after a record is in the buffer and after an interrupt is noted; a waiter samples it
 //!    before it looks at either.
+//! 4. Faults while nobody is attached end at once. A record whose engine was answered already may still be in the
+//!    buffer; whoever fetches it serves a page that nobody waits for.
 
 use granule::os::FutexPark;
 use granule::os::private::{PrivateError, Slab};
@@ -55,6 +57,8 @@ pub(crate) struct FaultBuffer {
     /// Changes when there is something to fetch or to be interrupted by.
     doorbell: AtomicU32,
     interrupts: AtomicU32,
+    /// 1 while somebody serves faults.
+    attached: AtomicU32,
     pub(super) recorded: AtomicU64,
     pub(super) overflowed: AtomicU64,
     pub(super) cancelled: AtomicU64,
@@ -73,6 +77,7 @@ impl FaultBuffer {
             room: AtomicU32::new(0),
             doorbell: AtomicU32::new(0),
             interrupts: AtomicU32::new(0),
+            attached: AtomicU32::new(0),
             recorded: AtomicU64::new(0),
             overflowed: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
@@ -101,16 +106,20 @@ impl FaultBuffer {
     ) -> Answer {
         let number = (record.fault.load(Ordering::Relaxed) & !STATE).wrapping_add(STATE + 1);
         record.fault.store(number | RECORDED, Ordering::SeqCst);
+        // SeqCst pairs with the stores before `end_all`: it sees this fault, or this sees that nobody serves.
         if lost.load(Ordering::SeqCst) != 0 {
             return Answer::DeviceLost;
+        }
+        if self.attached.load(Ordering::SeqCst) == 0 {
+            return Answer::Cancelled(FaultCause::ShuttingDown);
         }
         let words =
             [at, u64::from(number) << 32 | u64::from(engine) << 1 | u64::from(access == Access::Write)];
         while let Err(sampled) = self.try_put(words) {
             self.overflowed.fetch_add(1, Ordering::Relaxed);
             FutexPark.park(&self.room, sampled);
-            if lost.load(Ordering::SeqCst) != 0 {
-                return Answer::DeviceLost;
+            if record.fault.load(Ordering::SeqCst) & STATE != RECORDED {
+                break;
             }
         }
         self.ring();
@@ -134,7 +143,7 @@ impl FaultBuffer {
         }
         let count = self.recorded.fetch_add(1, Ordering::Relaxed) + 1;
         let drop_every = u64::from(self.drop_every.load(Ordering::Relaxed));
-        if drop_every != 0 && count % drop_every == 0 {
+        if drop_every != 0 && count.is_multiple_of(drop_every) {
             return Ok(());
         }
         let put = self.put.load(Ordering::Relaxed);
@@ -192,9 +201,28 @@ impl FaultBuffer {
 
     /// Ends every wait of every engine: the device is gone.
     pub(crate) fn lose(&self, engines: &[EngineRecord]) {
+        self.end_all(engines, LOST);
+    }
+
+    /// Faults are served from now on.
+    pub(crate) fn attach(&self) {
+        self.attached.store(1, Ordering::SeqCst);
+    }
+
+    /// Faults are not served any more; those that wait have ended when this returns.
+    pub(crate) fn detach(&self, engines: &[EngineRecord]) {
+        self.attached.store(0, Ordering::SeqCst);
+        {
+            let _held = self.lock.lock(&FutexPark);
+            self.get.store(self.put.load(Ordering::Relaxed), Ordering::Release);
+        }
+        self.end_all(engines, CANCELLED + FaultCause::ShuttingDown as u32);
+    }
+
+    fn end_all(&self, engines: &[EngineRecord], state: u32) {
+        let end = |word: u32| matches!(word & STATE, RECORDED | FETCHED).then_some(word & !STATE | state);
         for record in engines {
-            let lost = |word: u32| matches!(word & STATE, RECORDED | FETCHED).then_some(word & !STATE | LOST);
-            if record.fault.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lost).is_ok() {
+            if record.fault.fetch_update(Ordering::SeqCst, Ordering::SeqCst, end).is_ok() {
                 FutexPark.unpark_all(&record.fault);
             }
         }

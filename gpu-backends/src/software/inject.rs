@@ -142,7 +142,7 @@ impl Fate {
     pub(crate) fn map(&self) -> bool {
         let number = self.next(Step::Map);
         self.wait(Step::Map, number, self.latency.map_ns);
-        !self.inject.maps_fail_after.is_some_and(|after| number >= after)
+        self.inject.maps_fail_after.is_none_or(|after| number < after)
             && !self.is_drawn(Step::Map, number, self.inject.map_fails_per_million)
     }
 

@@ -28,7 +28,10 @@ impl EmulatedIommu {
 const FIRST: u64 = PAGE_BYTES;
 
 fn check(iova: Iova, bytes: u64) -> Result<(), IommuError> {
-    assert!(iova.is_page_aligned() && bytes % PAGE_BYTES == 0 && bytes > 0, "an IOMMU maps whole pages");
+    assert!(
+        iova.is_page_aligned() && bytes.is_multiple_of(PAGE_BYTES) && bytes > 0,
+        "an IOMMU maps whole pages"
+    );
     let inside = iova.0 >= FIRST && iova.0.checked_add(bytes).is_some_and(|end| end <= SPACE_BYTES);
     if inside { Ok(()) } else { Err(IommuError::OutsideAperture(iova)) }
 }

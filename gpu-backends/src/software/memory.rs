@@ -21,7 +21,7 @@ pub(crate) struct DeviceMemory {
 impl DeviceMemory {
     /// Memory of `bytes` bytes, a multiple of 2 MiB, filled as it is touched.
     pub(crate) fn new(bytes: u64) -> Result<Self, BuildError> {
-        debug_assert!(bytes > 0 && bytes % BLOCK_BYTES == 0);
+        debug_assert!(bytes > 0 && bytes.is_multiple_of(BLOCK_BYTES));
         let file = memfd::MemfdOptions::new()
             .create("granule-device")
             .map_err(|error| BuildError::Memfd(error.to_string()))?;
@@ -43,14 +43,14 @@ impl DeviceMemory {
     /// The host's view of a range, if it lies in the memory.
     pub(crate) fn words(&self, at: DevMemAddr, bytes: u64) -> Option<&[Word]> {
         let end = at.0.checked_add(bytes).filter(|&end| end <= self.bytes)?;
-        assert!(at.0 % 8 == 0 && bytes % 8 == 0, "a window consists of words");
+        assert!(at.0.is_multiple_of(8) && bytes.is_multiple_of(8), "a window consists of words");
         Some(&self.view.as_words()[at.0 as usize / 8..end as usize / 8])
     }
 
     fn check(&self, at: DevMemAddr, words: &[Word]) -> u64 {
         let bytes = size_of_val(words) as u64;
         assert!(
-            at.is_page_aligned() && bytes % PAGE_BYTES == 0,
+            at.is_page_aligned() && bytes.is_multiple_of(PAGE_BYTES),
             "copies to and from a device are whole pages"
         );
         assert!(

@@ -417,7 +417,7 @@ impl PageTable {
     /// Makes 16 entries a leaf of 64 KiB if they fit together.
     fn join(&self, node: u64, first: usize) {
         let head = self.entry(node, first).load(Ordering::Relaxed) & !JOINED;
-        if head & VALID == 0 || (head & TARGET) % JOINED_BYTES != 0 {
+        if head & VALID == 0 || !(head & TARGET).is_multiple_of(JOINED_BYTES) {
             return;
         }
         let fits = |page: usize| {
@@ -435,7 +435,7 @@ impl PageTable {
     /// Replaces a full node by a leaf of 2 MiB if its entries fit together. The node that goes is the reserve.
     fn merge(&self, slot: &AtomicU64, node: u64, quiet: &dyn Quiet) {
         let head = self.entry(node, 0).load(Ordering::Relaxed);
-        if head & JOINED == 0 || (head & TARGET) % BLOCK_BYTES != 0 {
+        if head & JOINED == 0 || !(head & TARGET).is_multiple_of(BLOCK_BYTES) {
             return;
         }
         let fits = |group: usize| {
