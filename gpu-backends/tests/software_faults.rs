@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use granule::ports::{Device, DeviceFault, FaultCause, Iommu, MapTarget};
+use granule::ports::{Device, DeviceFault, FaultCause, MapTarget};
 use granule::units::{Access, BLOCK_BYTES, DevAddr, DevMemAddr, Iova, PAGE_BYTES, PhysAddr};
 use granule_backends::software::{AccessError, Inject, SoftwareDevice};
 
