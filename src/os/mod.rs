@@ -11,15 +11,41 @@
 //! | `thread` | threads whose stacks are private |
 //! | `clock` | time |
 //! | `guarded` | access to memory that may vanish |
+//! | `abi`, `userfaultfd` | the kernel's words; one userfaultfd with its calls typed |
+//! | `walk` | a call over many pages that may stop anywhere |
+//! | `range_set`, `tables` | what is mirrored, armed, being removed |
+//! | `vma`, `maps_text`, `pagemap` | which mapping holds an address; which pages the CPU has |
+//! | `staging`, `take`, `drops` | slots, pages on their way through them, discards of our own |
+//! | `events` | what the kernel tells, and children after fork |
+//! | `host` | [`LinuxHost`], which is all of these behind [`Host`](crate::ports::Host) |
 
+mod abi;
 pub mod clock;
+mod drops;
+mod events;
 pub mod guarded;
+mod host;
+mod maps_text;
+pub mod pagemap;
 pub mod park;
 pub mod private;
+mod range_set;
+mod staging;
+mod tables;
+mod take;
 pub mod thread;
+mod userfaultfd;
+mod vma;
+mod walk;
 
 pub use clock::MonotonicClock;
+pub use events::Readiness;
+pub use host::{HostOptions, LinuxHost, OpenError};
+pub use pagemap::Pagemap;
 pub use park::FutexPark;
+pub use take::TakeWay;
+pub use userfaultfd::{Features, UserfaultfdError};
+pub use vma::Vmas;
 
 /// What the last failed system call of this thread said.
 fn errno() -> i32 {

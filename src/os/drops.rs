@@ -1,0 +1,121 @@
+//! Drops of our own: `madvise(MADV_DONTNEED)` on mirrored memory by the service itself, whose event the reader
+//! must not mistake for the application's.
+//!
+//! # Rules
+//! 1. A drop is entered before the call and left after it. Its events come in ascending order, one per mapping,
+//!    each beginning where the one before ended; the cursor matches exactly those, once each.
+//! 2. While a drop is entered, the reader reads one message at a time, and having read a drop's last event it
+//!    waits for the call to return before it reads on. The kernel looks at the mapping again between the event
+//!    and the zap; until then nobody who unmaps that memory gets his event read, so nobody can have put something
+//!    of his own there. The wait is short: the dropping thread needs the reader no more.
+//! 3. **The window that stays open**: from leaving the gate to the moment the kernel looks at the mapping. A
+//!    thread that unmaps the block, has its event read, maps something new at the same address and writes to it,
+//!    all between these two, loses those writes. Only kernels without `UFFDIO_MOVE` are served this way; nothing
+//!    in such a kernel makes a discard conditional on the mapping.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::park::FutexPark;
+use super::private::{PrivateError, Slab, ZeroValid};
+use crate::sync::{Park, WordLock};
+use crate::units::VirtRange;
+
+const FREE: u32 = 0;
+const ENTERED: u32 = 1;
+/// All events were read; the call has not returned.
+const TOLD: u32 = 2;
+
+struct Drop {
+    state: AtomicU32,
+    cursor: AtomicU64,
+    end: AtomicU64,
+}
+// SAFETY: atomics only; zero is a free entry.
+#[allow(unsafe_code, reason = "vouching for a type of atomics")]
+unsafe impl ZeroValid for Drop {}
+
+pub(super) struct Drops {
+    entries: Slab<Drop>,
+    lock: WordLock,
+    entered: AtomicU32,
+    /// Rises when an entry becomes free, for who waits for one.
+    freed: AtomicU32,
+}
+
+/// An entry of the table.
+#[derive(Clone, Copy)]
+pub(super) struct DropId(usize);
+
+impl Drops {
+    pub(super) fn new() -> Result<Self, PrivateError> {
+        Ok(Self {
+            entries: Slab::new(128)?,
+            lock: WordLock::new(),
+            entered: AtomicU32::new(0),
+            freed: AtomicU32::new(0),
+        })
+    }
+
+    /// Enters a drop. Sleeps while the table is full.
+    pub(super) fn enter(&self, range: VirtRange) -> DropId {
+        loop {
+            let seen = self.freed.load(Ordering::Acquire);
+            {
+                let _guard = self.lock.lock(&FutexPark);
+                let free = self.entries.iter().position(|entry| entry.state.load(Ordering::Relaxed) == FREE);
+                if let Some(index) = free {
+                    let entry = &self.entries[index];
+                    entry.cursor.store(range.start().0, Ordering::Relaxed);
+                    entry.end.store(range.end().0, Ordering::Relaxed);
+                    entry.state.store(ENTERED, Ordering::Relaxed);
+                    // Release: the reader's `any` must see it before the event of this drop.
+                    self.entered.fetch_add(1, Ordering::Release);
+                    return DropId(index);
+                }
+            }
+            FutexPark.park(&self.freed, seen);
+        }
+    }
+
+    /// Leaves a drop: the call has returned.
+    pub(super) fn leave(&self, id: DropId) {
+        let entry = &self.entries[id.0];
+        {
+            let _guard = self.lock.lock(&FutexPark);
+            entry.state.store(FREE, Ordering::Release);
+            self.entered.fetch_sub(1, Ordering::Release);
+            self.freed.fetch_add(1, Ordering::Release);
+        }
+        FutexPark.unpark_all(&entry.state);
+        FutexPark.unpark_all(&self.freed);
+    }
+
+    /// Whether any drop is entered.
+    pub(super) fn any(&self) -> bool {
+        self.entered.load(Ordering::Acquire) != 0
+    }
+
+    /// Whether a REMOVE event that the reader read is of a drop of ours; if it was its last, the call has
+    /// returned when this does.
+    pub(super) fn swallows(&self, range: VirtRange) -> bool {
+        let told = {
+            let _guard = self.lock.lock(&FutexPark);
+            let hit = self.entries.iter().find(|entry| {
+                entry.state.load(Ordering::Relaxed) == ENTERED
+                    && entry.cursor.load(Ordering::Relaxed) == range.start().0
+                    && range.end().0 <= entry.end.load(Ordering::Relaxed)
+            });
+            let Some(entry) = hit else { return false };
+            entry.cursor.store(range.end().0, Ordering::Relaxed);
+            if range.end().0 < entry.end.load(Ordering::Relaxed) {
+                return true;
+            }
+            entry.state.store(TOLD, Ordering::Relaxed);
+            entry
+        };
+        while told.state.load(Ordering::Acquire) == TOLD {
+            FutexPark.park(&told.state, TOLD);
+        }
+        true
+    }
+}

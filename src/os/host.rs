@@ -1,0 +1,374 @@
+//! [`LinuxHost`]: the CPU side of one address space on Linux. Lives in private memory.
+//!
+//! # Parts
+//! * the *main* userfaultfd (events, sync write protection) holds what is mirrored; the *staging* one (no events)
+//!   holds the slots in which pages stand while they move;
+//! * `tables` say what is mirrored, armed, and being removed; `drops` which discards are our own;
+//! * `take` moves pages there and back, `events` reads what the kernel tells.
+//!
+//! # Rules
+//! 1. Nothing after [`LinuxHost::open`] touches the heap but `vma` (the loader's list of objects lies on it).
+//! 2. Locks, outermost first: tables, then staging or drops. No call under them waits for the reader.
+#![allow(unsafe_code, reason = "registers and populates memory")]
+
+use core::fmt;
+use core::sync::atomic::AtomicI32;
+
+use thiserror::Error;
+
+use super::abi::{Errno, Outcome};
+use super::drops::Drops;
+use super::events::{CHILDREN, Signal};
+use super::pagemap::Pagemap;
+use super::private::{PrivateArc, PrivateError, Slab};
+use super::staging::{Staging, StagingError};
+use super::tables::Tables;
+use super::take::TakeWay;
+use super::userfaultfd::{Features, Mode, Role, Userfaultfd, UserfaultfdError};
+use super::vma::Vmas;
+use super::walk::{Step, walk};
+use crate::ports::{Host, HostError, HostEvent, Lookup, StagingId, Take, WORDS_PER_PAGE, Word};
+use crate::units::{Access, BlockNo, PAGE_BYTES, PageMask, SPACE_BYTES, VirtAddr, VirtRange};
+
+/// How a [`LinuxHost`] is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct HostOptions {
+    /// The part of the address space that is served.
+    pub window: VirtRange,
+    /// Staging slots of 2 MiB: one for each thread that serves faults, plus a few. At least 1.
+    pub staging_slots: usize,
+    /// The way in which pages are taken; `None`: the best that the kernel has.
+    pub take_way: Option<TakeWay>,
+    /// Ask for no more than the user-mode-only fault mode.
+    pub user_mode_only: bool,
+}
+
+impl Default for HostOptions {
+    /// The whole address space, 16 slots, the best way.
+    fn default() -> Self {
+        let window = VirtRange::of_pages(VirtAddr(0), SPACE_BYTES / PAGE_BYTES);
+        Self { window, staging_slots: 16, take_way: None, user_mode_only: false }
+    }
+}
+
+/// Why a [`LinuxHost`] cannot be opened.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// No userfaultfd.
+    #[error(transparent)]
+    Userfaultfd(#[from] UserfaultfdError),
+    /// No private memory.
+    #[error(transparent)]
+    Private(#[from] PrivateError),
+    /// The wanted way of taking pages is not there.
+    #[error(
+        "this kernel has no UFFDIO_MOVE; use Linux 6.8 or newer, or let pages be write-protected and copied"
+    )]
+    NoMove,
+    /// A file of /proc, or the descriptor for signals.
+    #[error("the files through which the kernel tells about memory cannot be opened ({0}); mount /proc")]
+    Proc(#[from] std::io::Error),
+}
+
+impl From<StagingError> for OpenError {
+    fn from(error: StagingError) -> Self {
+        match error {
+            StagingError::Userfaultfd(error) => error.into(),
+            StagingError::Private(error) => error.into(),
+        }
+    }
+}
+
+/// The CPU side of one address space on Linux.
+pub struct LinuxHost {
+    pub(super) window: VirtRange,
+    pub(super) uffd: Userfaultfd,
+    pub(super) staging: Staging,
+    pub(super) tables: Tables,
+    pub(super) drops: Drops,
+    pub(super) pagemap: Pagemap,
+    pub(super) way: TakeWay,
+    pub(super) signal: Signal,
+    /// The descriptors of children after fork, plus one; 0 is free.
+    pub(super) children: Slab<AtomicI32>,
+    vmas: Vmas,
+}
+
+impl LinuxHost {
+    /// Opens the CPU side of this process. Nothing is followed yet.
+    ///
+    /// # Errors
+    /// [`OpenError`], saying what is missing and what grants it.
+    ///
+    /// # Safety
+    /// The methods of [`Host`] take memory away from whoever uses it. The caller follows the contract of that
+    /// trait: one thread reads events and serves every fault until [`LinuxHost::release`] or drop, and what is
+    /// taken is given back first.
+    pub unsafe fn open(options: HostOptions) -> Result<PrivateArc<Self>, OpenError> {
+        let uffd = Userfaultfd::open(Role::Main, options.user_mode_only)?;
+        let can_move = uffd.features().move_pages();
+        let way = options.take_way.unwrap_or(if can_move { TakeWay::Move } else { TakeWay::WriteProtect });
+        if way == TakeWay::Move && !can_move {
+            return Err(OpenError::NoMove);
+        }
+        let host = Self {
+            window: options.window,
+            staging: Staging::open(options.staging_slots.max(1), options.user_mode_only)?,
+            tables: Tables::new()?,
+            drops: Drops::new()?,
+            pagemap: Pagemap::open()?,
+            way,
+            signal: Signal::open()?,
+            children: Slab::new(CHILDREN)?,
+            vmas: Vmas::open()?,
+            uffd,
+        };
+        Ok(PrivateArc::new(host)?)
+    }
+
+    /// What the kernel and this process's rights offer.
+    pub fn features(&self) -> Features {
+        self.uffd.features()
+    }
+
+    /// The way in which pages are taken.
+    pub fn take_way(&self) -> TakeWay {
+        self.way
+    }
+
+    /// Which pages the CPU has.
+    pub fn pagemap(&self) -> &Pagemap {
+        &self.pagemap
+    }
+
+    /// Whether all of a range is followed.
+    pub fn is_mirrored(&self, range: VirtRange) -> bool {
+        self.tables.lock().mirrored.first_gap(range).is_none()
+    }
+
+    /// Whether touches of absent pages are trapped in all of a range.
+    pub fn is_armed(&self, range: VirtRange) -> bool {
+        self.tables.lock().armed.first_gap(range).is_none()
+    }
+
+    /// Ends following everything, and wakes who waits. What is still taken then reads as zeros, so give it back
+    /// first. The host can be used again.
+    pub fn release(&self) {
+        let held = self.tables.lock();
+        for index in 0..held.mirrored.len() {
+            // Refused where another mapping stands now; closing the descriptor ends the rest.
+            let _ = self.uffd.unregister(held.mirrored.get(index));
+        }
+        held.mirrored.clear();
+        held.armed.clear();
+        held.removing.clear();
+    }
+
+    /// The mode of armed ranges. Protecting needs its bit, and a mode with both bits cannot be left again.
+    fn armed_mode(&self) -> Mode {
+        match self.way {
+            TakeWay::Move => Mode::Missing,
+            TakeWay::WriteProtect => Mode::Both,
+        }
+    }
+
+    fn fill(
+        &self,
+        range: VirtRange,
+        mut call: impl FnMut(VirtRange) -> Outcome,
+    ) -> (u64, Result<(), HostError>) {
+        let (mut filled, mut stopped) = (0, Ok(()));
+        let part = |page: u64, pages: u64| VirtRange::of_pages(range.start() + page * PAGE_BYTES, pages);
+        walk(
+            0..range.pages(),
+            |page, pages| call(part(page, pages)),
+            |done| filled += done.end - done.start,
+            |page, errno| {
+                if errno.0 == libc::EEXIST {
+                    self.uffd.wake(part(page, 1));
+                }
+                stopped = Err(errno.into());
+                Step::Stop
+            },
+        );
+        (filled, stopped)
+    }
+}
+
+/// What an errno of a registration means: these run out of mappings before they run out of memory.
+fn registration_error(errno: Errno) -> HostError {
+    match errno.0 {
+        libc::ENOMEM => HostError::MappingLimit,
+        libc::ESRCH => HostError::Gone,
+        _ => HostError::NotSupported,
+    }
+}
+
+impl Host for LinuxHost {
+    fn window(&self) -> VirtRange {
+        self.window
+    }
+
+    fn vma(&self, at: VirtAddr) -> Result<Lookup, HostError> {
+        self.vmas.lookup(at)
+    }
+
+    fn mirror(&self, range: VirtRange) -> Result<(), HostError> {
+        if super::private::overlaps(range) {
+            return Err(HostError::NotSupported);
+        }
+        let held = self.tables.lock();
+        while let Some(gap) = held.mirrored.first_gap(range) {
+            if !held.has_room() {
+                return Err(HostError::MappingLimit);
+            }
+            // SAFETY: nothing is trapped until pages are protected or the range is armed; the caller of `open`
+            // vouches that faults are served then.
+            unsafe { self.uffd.register(gap, Mode::WriteProtect) }.map_err(registration_error)?;
+            held.mirrored.insert(gap).map_err(|_| HostError::MappingLimit)?;
+        }
+        Ok(())
+    }
+
+    fn arm(&self, range: VirtRange) -> Result<(), HostError> {
+        let held = self.tables.lock();
+        if held.mirrored.first_gap(range).is_some() {
+            return Err(HostError::NoMapping);
+        }
+        while let Some(gap) = held.armed.first_gap(range) {
+            if !held.has_room() {
+                return Err(HostError::MappingLimit);
+            }
+            // SAFETY: the caller of `open` vouches that faults are served.
+            unsafe { self.uffd.register(gap, self.armed_mode()) }.map_err(registration_error)?;
+            held.armed.insert(gap).map_err(|_| HostError::MappingLimit)?;
+        }
+        Ok(())
+    }
+
+    fn disarm(&self, block: BlockNo) {
+        if self.armed_mode() == Mode::Both {
+            return;
+        }
+        let held = self.tables.lock();
+        let mut rest = block.range();
+        while let Some(part) = held.armed.first_in(rest) {
+            rest = VirtRange::between(part.end(), rest.end());
+            // SAFETY: in this mode nothing is trapped.
+            let disarmed = unsafe { self.uffd.register(part, Mode::WriteProtect) }.is_ok();
+            if disarmed && held.armed.remove(part).is_err() {
+                // No room to note it: keep the table true.
+                // SAFETY: the caller of `open` vouches that faults are served.
+                let _ = unsafe { self.uffd.register(part, Mode::Missing) };
+            }
+        }
+    }
+
+    fn populate(&self, range: VirtRange, access: Access) -> Result<(), HostError> {
+        let advice = match access {
+            Access::Read => libc::MADV_POPULATE_READ,
+            Access::Write => libc::MADV_POPULATE_WRITE,
+        };
+        loop {
+            // SAFETY: populating touches pages as the application would; no contents change.
+            let rc = unsafe { libc::madvise(range.start().0 as *mut _, range.bytes() as usize, advice) };
+            if rc == 0 {
+                return Ok(());
+            }
+            return Err(match Errno::last().0 {
+                libc::EINTR | libc::EAGAIN => continue,
+                libc::EINVAL | libc::EACCES => HostError::NotPermitted,
+                libc::ENOMEM if !self.is_mapped(range) => HostError::NoMapping,
+                libc::ENOMEM => HostError::OutOfMemory,
+                libc::EFAULT => HostError::NoMapping,
+                _ => HostError::NotSupported,
+            });
+        }
+    }
+
+    fn take(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Take {
+        self.take_pages(block, pages, staging)
+    }
+
+    fn drop_taken(&self, block: BlockNo, pages: &PageMask) -> PageMask {
+        self.drop_protected(block, pages)
+    }
+
+    fn give(
+        &self,
+        block: BlockNo,
+        pages: &PageMask,
+        staging: StagingId,
+    ) -> (PageMask, Result<(), HostError>) {
+        self.give_pages(block, pages, staging)
+    }
+
+    fn give_words(&self, at: VirtAddr, words: &[Word]) -> (u64, Result<(), HostError>) {
+        let range = VirtRange::of_pages(at, (words.len() / WORDS_PER_PAGE) as u64);
+        self.fill(range, |part| {
+            let from = (part.start().bytes_since(at) / PAGE_BYTES) as usize * WORDS_PER_PAGE;
+            self.uffd.copy(part.start(), &words[from..][..part.pages() as usize * WORDS_PER_PAGE])
+        })
+    }
+
+    fn fill_zero(&self, range: VirtRange) -> (u64, Result<(), HostError>) {
+        self.fill(range, |part| self.uffd.fill_zero(part))
+    }
+
+    fn wake(&self, range: VirtRange) {
+        self.uffd.wake(range);
+    }
+
+    fn staging(&self, empty: &PageMask) -> Option<StagingId> {
+        self.staging.claim(empty)
+    }
+
+    fn staging_words(&self, staging: StagingId) -> &[Word] {
+        self.staging.words(staging)
+    }
+
+    fn staging_done(&self, staging: StagingId) {
+        self.staging.release(staging);
+    }
+
+    fn drain(&self, out: &mut [HostEvent]) -> usize {
+        self.read_messages(out)
+    }
+
+    fn pause(&self) {
+        // SAFETY: no arguments.
+        unsafe { libc::sched_yield() };
+    }
+
+    fn child_fill(&self, child: u32, at: VirtAddr, words: &[Word]) {
+        self.fill_child(child, at, words);
+    }
+
+    fn child_done(&self, child: u32) {
+        self.release_child(child);
+    }
+}
+
+impl LinuxHost {
+    fn is_mapped(&self, range: VirtRange) -> bool {
+        let mut at = range.start();
+        while at < range.end() {
+            match self.vmas.lookup(at) {
+                Ok(Lookup::Mapped(vma)) => at = vma.range.end(),
+                _ => return false,
+            }
+        }
+        true
+    }
+}
+
+impl fmt::Debug for LinuxHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinuxHost")
+            .field("window", &self.window)
+            .field("way", &self.way)
+            .field("features", &self.features())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,99 @@
+//! What is followed, armed and being removed: three sets of ranges under one lock, in private memory.
+//!
+//! | set | a page in it |
+//! |---|---|
+//! | mirrored | is registered; its mapping's changes arrive as events |
+//! | armed | is registered for touches of absent pages as well; a subset of mirrored |
+//! | removing | belongs to a `madvise` whose event was read and whose discard may be still to come; not to be taken until seen absent |
+//!
+//! Registration happens under the lock, since registering a part that somebody has just armed would disarm it.
+
+use super::park::FutexPark;
+use super::private::PrivateError;
+use super::range_set::{Full, RangeSet};
+use crate::sync::{WordGuard, WordLock};
+use crate::units::{VirtAddr, VirtRange};
+
+/// As many as a process has mappings by default, and some.
+const MIRRORED: usize = 81_920;
+const FOR_CUTS: usize = 16_384;
+const REMOVING: usize = 4_096;
+
+pub(super) struct Tables {
+    lock: WordLock,
+    mirrored: RangeSet,
+    armed: RangeSet,
+    removing: RangeSet,
+}
+
+/// The tables while their lock is held.
+pub(super) struct Held<'a> {
+    pub(super) mirrored: &'a RangeSet,
+    pub(super) armed: &'a RangeSet,
+    pub(super) removing: &'a RangeSet,
+    _guard: WordGuard<'a>,
+}
+
+impl Tables {
+    pub(super) fn new() -> Result<Self, PrivateError> {
+        Ok(Self {
+            lock: WordLock::new(),
+            mirrored: RangeSet::new(MIRRORED)?,
+            armed: RangeSet::new(MIRRORED)?,
+            removing: RangeSet::new(REMOVING)?,
+        })
+    }
+
+    pub(super) fn lock(&self) -> Held<'_> {
+        Held {
+            _guard: self.lock.lock(&FutexPark),
+            mirrored: &self.mirrored,
+            armed: &self.armed,
+            removing: &self.removing,
+        }
+    }
+}
+
+impl Held<'_> {
+    /// Whether more may be followed or armed; what is kept back is for cuts, which events make.
+    pub(super) fn has_room(&self) -> bool {
+        self.mirrored.len().max(self.armed.len()) + FOR_CUTS < MIRRORED
+    }
+
+    /// A range is unmapped.
+    pub(super) fn unmapped(&self, range: VirtRange) {
+        for set in [self.mirrored, self.armed] {
+            let cut = set.remove(range);
+            debug_assert_eq!(cut, Ok(()), "room is kept back for cuts");
+        }
+        // What cannot be cut stays: a page that is refused without need.
+        let _ = self.removing.remove(range);
+    }
+
+    /// A mapping was moved; its registration moved with it. The old range is unmapped by an event of its own, or
+    /// stays (MREMAP_DONTUNMAP).
+    pub(super) fn remapped(&self, from: VirtRange, to: VirtAddr) {
+        for set in [self.mirrored, self.armed, self.removing] {
+            set.for_each_in(from, |part| {
+                let at = to + part.start().bytes_since(from.start());
+                // Not entered for lack of room: looked at again, and registered again, at the next fault there.
+                let _ = set.insert(VirtRange::of_pages(at, part.pages()));
+            });
+        }
+    }
+
+    /// A `madvise` on the range is about to discard its pages.
+    pub(super) fn removing(&self, range: VirtRange) {
+        if self.removing.insert(range) == Err(Full) {
+            // Coarser, never finer: join with the neighbour that is nearest.
+            let near = (0..self.removing.len())
+                .map(|index| self.removing.get(index))
+                .min_by_key(|have| have.start().0.abs_diff(range.start().0));
+            if let Some(near) = near {
+                let joined = VirtRange::between(near.start().min(range.start()), near.end().max(range.end()));
+                let entered = self.removing.insert(joined);
+                debug_assert_eq!(entered, Ok(()), "joining needs no room");
+            }
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Taking pages from the application, and giving them back.
+//!
+//! | way | take | drop_taken | give |
+//! |---|---|---|---|
+//! | [`TakeWay::Move`] | `UFFDIO_MOVE` into staging: atomic | nothing | `UFFDIO_MOVE` out of staging; `UFFDIO_COPY` for a page that it refuses |
+//! | [`TakeWay::WriteProtect`] | protect, copy | discard | `UFFDIO_COPY`; a page not yet discarded is unprotected |
+//!
+//! # Rules
+//! 1. A page of a range that is being removed is not taken until it was seen absent: between the event and the
+//!    discard its old contents are still there, and would come back from the dead.
+//! 2. A protected page that is present is never read by a plain load: it is copied by a call that reports a fault
+//!    instead of raising it.
+//! 3. Absent pages are taken as what they are, zeros: nothing is moved, and staging reads as zeros there.
+#![allow(unsafe_code, reason = "moves and discards pages of the application")]
+
+use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE};
+use super::host::LinuxHost;
+use super::walk::{Step, walk};
+use crate::ports::{Host, HostError, StagingId, Take, WORDS_PER_PAGE};
+use crate::units::{BlockNo, PAGE_BYTES, PageIndex, PageMask, VirtAddr, VirtRange};
+
+/// How pages leave the application's mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TakeWay {
+    /// `UFFDIO_MOVE` (Linux 6.8).
+    Move,
+    /// Write-protect, copy, discard: any kernel. Pages that something has pinned are taken, too, and what that
+    /// something writes later is lost (the kernel does not tell).
+    WriteProtect,
+}
+
+fn run_range(block: BlockNo, run: &core::ops::Range<usize>) -> VirtRange {
+    VirtRange::of_pages(block.base() + run.start as u64 * PAGE_BYTES, run.len() as u64)
+}
+
+fn run_of(run: core::ops::Range<u64>) -> PageMask {
+    PageMask::of_range(run.start as usize..run.end as usize)
+}
+
+impl LinuxHost {
+    pub(super) fn take_pages(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Take {
+        let mut take = Take::default();
+        match self.still_removing(block, pages) {
+            Ok(removing) => take.refused = removing,
+            Err(error) => return Take { stopped: Some(error), ..take },
+        }
+        let pages = *pages - take.refused;
+        for run in pages.runs() {
+            // Usually done by the caller; a page that is taken unarmed would read as zeros.
+            let armed = self.arm(run_range(block, &run));
+            let stopped = armed.and_then(|()| match self.way {
+                TakeWay::Move => self.move_run(block, run, staging, &mut take),
+                TakeWay::WriteProtect => self.protect_and_copy(block, run, staging, &mut take),
+            });
+            if let Err(error) = stopped {
+                take.stopped = Some(error);
+                break;
+            }
+        }
+        take
+    }
+
+    /// The pages among `pages` that a `madvise` whose event was read may still discard. Those that are absent now
+    /// are forgotten: what appears there from now on is new.
+    fn still_removing(&self, block: BlockNo, pages: &PageMask) -> Result<PageMask, HostError> {
+        let held = self.tables.lock();
+        let mut removing = PageMask::EMPTY;
+        held.removing.for_each_in(block.range(), |part| removing |= part.mask_in(block));
+        if !removing.intersects(pages) {
+            return Ok(PageMask::EMPTY);
+        }
+        let present = self.pagemap.present(block, &removing)?;
+        for run in (removing - present).runs() {
+            // No room for the cut: the page is refused once more.
+            let _ = held.removing.remove(run_range(block, &run));
+        }
+        Ok(present & *pages)
+    }
+
+    /// Looks whether ranges being removed are absent by now. Costs a scan of them: call it from a thread that has
+    /// the time.
+    pub fn settle_removed(&self) {
+        let held = self.tables.lock();
+        let mut index = held.removing.len();
+        while index > 0 {
+            index -= 1;
+            let range = held.removing.get(index);
+            let (mut first, mut last) = (None, range.start());
+            let seen = self.pagemap.for_each_present(range, |part| {
+                first = first.or(Some(part.start()));
+                last = part.end();
+            });
+            if seen.is_err() {
+                return;
+            }
+            // Only the ends are cut off, so that no room is needed.
+            let first = first.unwrap_or(range.end());
+            let _ = held.removing.remove(VirtRange::between(range.start(), first));
+            if first < range.end() {
+                let _ = held.removing.remove(VirtRange::between(last, range.end()));
+            }
+        }
+    }
+
+    fn move_run(
+        &self,
+        block: BlockNo,
+        run: core::ops::Range<usize>,
+        staging: StagingId,
+        take: &mut Take,
+    ) -> Result<(), HostError> {
+        let mode = MOVE_MODE_ALLOW_SRC_HOLES | MOVE_MODE_DONTWAKE;
+        let (mut taken, mut refused, mut stopped) = (PageMask::EMPTY, PageMask::EMPTY, Ok(()));
+        let mut discarded = None;
+        walk(
+            run.start as u64..run.end as u64,
+            |page, count| {
+                let src = block.base() + page * PAGE_BYTES;
+                let dst = self.staging.address(staging, page as usize);
+                // SAFETY: the source is armed, so that touches of what leaves are trapped; the destination is a
+                // slot that the caller holds.
+                unsafe { self.staging.uffd.move_pages(dst, src, count * PAGE_BYTES, mode) }
+            },
+            |done| taken |= run_of(done),
+            |page, errno| match errno.0 {
+                // The slot's holder left a page there. Once: the second time it is not the slot.
+                libc::EEXIST if discarded != Some(page) => {
+                    self.staging.discard(staging, &PageMask::of(PageIndex(page as u16)));
+                    discarded = Some(page);
+                    Step::Again
+                }
+                libc::EBUSY | libc::EINVAL | libc::EEXIST => {
+                    refused.insert(PageIndex(page as u16));
+                    Step::Skip
+                }
+                _ => {
+                    stopped = Err(errno.into());
+                    Step::Stop
+                }
+            },
+        );
+        self.staging.filled(staging, &taken);
+        take.taken |= taken;
+        take.refused |= refused;
+        stopped
+    }
+
+    fn protect_and_copy(
+        &self,
+        block: BlockNo,
+        run: core::ops::Range<usize>,
+        staging: StagingId,
+        take: &mut Take,
+    ) -> Result<(), HostError> {
+        let range = run_range(block, &run);
+        let asked = PageMask::of_range(run);
+        self.uffd.write_protect(range, true)?;
+        let mut taken = asked
+            - self.pagemap.present(block, &asked).inspect_err(|_| {
+                let _ = self.uffd.write_protect(range, false);
+            })?;
+        for present in (asked - taken).runs() {
+            let copied = self.copy_out(block, &present, staging);
+            taken |= PageMask::of_range(present.start..present.start + copied);
+        }
+        for failed in (asked - taken).runs() {
+            let _ = self.uffd.write_protect(run_range(block, &failed), false);
+        }
+        self.staging.filled(staging, &taken);
+        self.staging.protected(staging, block, &taken);
+        take.taken |= taken;
+        take.refused |= asked - taken;
+        Ok(())
+    }
+
+    /// Copies present pages to their positions in staging; returns how many whole pages were copied.
+    fn copy_out(&self, block: BlockNo, run: &core::ops::Range<usize>, staging: StagingId) -> usize {
+        let (from, bytes) = (run_range(block, run).start(), run.len() * PAGE_BYTES as usize);
+        let mut done = 0;
+        while done < bytes {
+            let to = self.staging.address(staging, run.start).0 as usize + done;
+            let local = libc::iovec { iov_base: to as *mut _, iov_len: bytes - done };
+            let remote = libc::iovec { iov_base: (from.0 as usize + done) as *mut _, iov_len: bytes - done };
+            // SAFETY: the local part lies in a slot that the caller holds; the kernel checks the remote part and
+            // reports instead of faulting.
+            let got = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
+            match usize::try_from(got) {
+                Ok(got) if got > 0 => done += got,
+                _ => break,
+            }
+        }
+        done / PAGE_BYTES as usize
+    }
+
+    pub(super) fn drop_protected(&self, block: BlockNo, pages: &PageMask) -> PageMask {
+        if self.way == TakeWay::Move {
+            return *pages;
+        }
+        let (mut gone, mut rest) = (PageMask::EMPTY, *pages);
+        while let Some((slot, waiting)) = self.staging.waiting(block, &rest) {
+            rest -= waiting;
+            for run in waiting.runs() {
+                let range = run_range(block, &run);
+                let id = self.drops.enter(range);
+                // SAFETY: the pages are copied, protected and marked in transit: no write is lost; rule 3 of
+                // `drops` names the window that stays.
+                let rc = unsafe {
+                    libc::madvise(range.start().0 as *mut _, range.bytes() as usize, libc::MADV_DONTNEED)
+                };
+                self.drops.leave(id);
+                if rc == 0 {
+                    gone |= PageMask::of_range(run);
+                }
+            }
+            self.staging.settled(slot, &gone);
+        }
+        gone
+    }
+
+    pub(super) fn give_pages(
+        &self,
+        block: BlockNo,
+        pages: &PageMask,
+        staging: StagingId,
+    ) -> (PageMask, Result<(), HostError>) {
+        let (mut given, mut result) = (PageMask::EMPTY, Ok(()));
+        if self.way == TakeWay::WriteProtect
+            && let Some((slot, waiting)) = self.staging.waiting(block, pages)
+        {
+            for run in waiting.runs() {
+                match self.uffd.write_protect(run_range(block, &run), false) {
+                    Ok(()) => given |= PageMask::of_range(run),
+                    Err(errno) => result = Err(errno.into()),
+                }
+            }
+            self.staging.settled(slot, &given);
+            if result.is_err() {
+                return (given, result);
+            }
+        }
+        let rest = *pages - given;
+        self.staging.filled(staging, &rest);
+        for run in rest.runs() {
+            let stop = self.give_run(block, run, staging, &mut given, &mut result);
+            if stop == Step::Stop {
+                break;
+            }
+        }
+        (given, result)
+    }
+
+    fn give_run(
+        &self,
+        block: BlockNo,
+        run: core::ops::Range<usize>,
+        staging: StagingId,
+        given: &mut PageMask,
+        result: &mut Result<(), HostError>,
+    ) -> Step {
+        let (mut moved, mut copied, mut outcome) = (PageMask::EMPTY, PageMask::EMPTY, Step::Skip);
+        let at = |page: u64| -> VirtAddr { block.base() + page * PAGE_BYTES };
+        walk(
+            run.start as u64..run.end as u64,
+            |page, count| {
+                if self.way == TakeWay::WriteProtect {
+                    let words = &self.staging.words(staging)[page as usize * WORDS_PER_PAGE..];
+                    return self.uffd.copy(at(page), &words[..count as usize * WORDS_PER_PAGE]);
+                }
+                let src = self.staging.address(staging, page as usize);
+                // SAFETY: the source is a slot that the caller holds and whose pages he gives away.
+                unsafe { self.uffd.move_pages(at(page), src, count * PAGE_BYTES, MOVE_MODE_ALLOW_SRC_HOLES) }
+            },
+            |done| moved |= run_of(done),
+            |page, errno| {
+                let mut errno = errno;
+                if self.way == TakeWay::Move && matches!(errno.0, libc::EINVAL | libc::EBUSY | libc::ENOENT) {
+                    let words =
+                        &self.staging.words(staging)[page as usize * WORDS_PER_PAGE..][..WORDS_PER_PAGE];
+                    match self.uffd.copy(at(page), words) {
+                        super::abi::Outcome::Done(_) => {
+                            copied.insert(PageIndex(page as u16));
+                            return Step::Skip;
+                        }
+                        super::abi::Outcome::Refused(why) => errno = why,
+                    }
+                }
+                *result = Err(errno.into());
+                match errno.0 {
+                    libc::EEXIST => {
+                        self.uffd.wake(VirtRange::of_pages(at(page), 1));
+                        Step::Skip
+                    }
+                    libc::ENOENT | libc::EINVAL => Step::Skip,
+                    _ => {
+                        outcome = Step::Stop;
+                        Step::Stop
+                    }
+                }
+            },
+        );
+        if self.way == TakeWay::Move {
+            self.staging.emptied(staging, &moved);
+        }
+        *given |= moved | copied;
+        outcome
+    }
+}
