@@ -128,7 +128,8 @@ fn unserved(memory: &Mapping) -> libc::c_int {
     const USER_MODE_ONLY: i32 = 1;
     // SAFETY: system calls on structures of this stack and a mapping of this test.
     unsafe {
-        let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) as libc::c_int;
+        let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY)
+            as libc::c_int;
         assert!(
             fd >= 0,
             "userfaultfd(2), in user mode only, is needed by this test: {}",
@@ -145,7 +146,7 @@ fn unserved(memory: &Mapping) -> libc::c_int {
 fn fault_is_pending(fd: libc::c_int, wait: Duration) -> bool {
     let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     // SAFETY: one entry, on this stack.
-    unsafe { libc::poll(&mut poll, 1, wait.as_millis() as i32) == 1 }
+    unsafe { libc::poll(&mut poll, 1, wait.as_millis() as i32) == 1 && poll.revents == libc::POLLIN }
 }
 
 #[test]

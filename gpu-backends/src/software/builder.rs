@@ -1,0 +1,145 @@
+//! How a software device is made.
+
+use granule::os::guarded::{self, InstallError};
+use granule::os::private::{PrivateArc, PrivateError};
+use granule::os::thread::ThreadError;
+use granule::units::BLOCK_BYTES;
+use thiserror::Error;
+
+use super::device::{Inner, SoftwareDevice};
+use super::inject::{Inject, Latency};
+
+/// Why a device could not be built.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// Device memory of no size, or not in whole blocks.
+    #[error("device memory of {0} bytes is not a positive multiple of 2 MiB; round it up")]
+    MemorySize(u64),
+    /// No engine, or too many.
+    #[error("a device has 1 to {most} engines, not {asked}", most = Builder::MOST_ENGINES)]
+    Engines {
+        /// What was asked for.
+        asked: usize,
+    },
+    /// A fault buffer without room.
+    #[error("a fault buffer has 1 to {most} entries, not {asked}", most = Builder::MOST_FAULT_ENTRIES)]
+    FaultEntries {
+        /// What was asked for.
+        asked: usize,
+    },
+    /// Too little for a page table.
+    #[error("page tables of {0} bytes are too small; give them at least 64 KiB")]
+    TableBytes(u64),
+    /// No memory file.
+    #[error("no memory file for device memory: {0}")]
+    Memfd(String),
+    /// No private memory.
+    #[error(transparent)]
+    Private(#[from] PrivateError),
+    /// No thread for an engine.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
+    /// No signal handlers.
+    #[error(transparent)]
+    Signals(#[from] InstallError),
+}
+
+/// Settings of a [`SoftwareDevice`]. Start with [`SoftwareDevice::builder`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    pub(super) memory_bytes: u64,
+    pub(super) engines: usize,
+    pub(super) fault_buffer_entries: usize,
+    pub(super) table_bytes: u64,
+    pub(super) engine_stack_bytes: u64,
+    seed: u64,
+    latency: Latency,
+    inject: Inject,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 64 << 20,
+            engines: 2,
+            fault_buffer_entries: 256,
+            table_bytes: 256 << 20,
+            engine_stack_bytes: 2 << 20,
+            seed: 0,
+            latency: Latency::default(),
+            inject: Inject::default(),
+        }
+    }
+}
+
+impl Builder {
+    /// The most engines that a device may have.
+    pub const MOST_ENGINES: usize = 256;
+    /// The most entries that a fault buffer may have.
+    pub const MOST_FAULT_ENTRIES: usize = 1 << 20;
+
+    /// Size of device memory in bytes, a multiple of 2 MiB. Default 64 MiB. Costs memory where it is touched.
+    pub fn memory_bytes(mut self, bytes: u64) -> Self {
+        self.memory_bytes = bytes;
+        self
+    }
+    /// How many engines execute a kernel. Default 2.
+    pub fn engines(mut self, engines: usize) -> Self {
+        self.engines = engines;
+        self
+    }
+    /// How many faults the buffer holds. Default 256. An engine that finds it full waits.
+    pub fn fault_buffer_entries(mut self, entries: usize) -> Self {
+        self.fault_buffer_entries = entries;
+        self
+    }
+    /// The most that the device's page table, and that of the IOMMU, may each occupy. Default 256 MiB.
+    pub fn table_bytes(mut self, bytes: u64) -> Self {
+        self.table_bytes = bytes;
+        self
+    }
+    /// Size of an engine's stack, on which the local variables of kernels lie. Default 2 MiB.
+    pub fn engine_stack_bytes(mut self, bytes: u64) -> Self {
+        self.engine_stack_bytes = bytes;
+        self
+    }
+    /// What latency and failures are drawn from. Default 0.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+    /// How slow the device is. Default: as fast as the host.
+    pub fn latency(mut self, latency: Latency) -> Self {
+        self.latency = latency;
+        self
+    }
+    /// Which failures the device commits. Default none.
+    pub fn inject(mut self, inject: Inject) -> Self {
+        self.inject = inject;
+        self
+    }
+
+    /// Makes the device and starts its engines.
+    ///
+    /// # Errors
+    /// [`BuildError`]; nothing is left behind but signal handlers.
+    pub fn build(self) -> Result<SoftwareDevice, BuildError> {
+        if self.memory_bytes == 0 || !self.memory_bytes.is_multiple_of(BLOCK_BYTES) {
+            return Err(BuildError::MemorySize(self.memory_bytes));
+        }
+        if self.engines == 0 || self.engines > Self::MOST_ENGINES {
+            return Err(BuildError::Engines { asked: self.engines });
+        }
+        if self.fault_buffer_entries == 0 || self.fault_buffer_entries > Self::MOST_FAULT_ENTRIES {
+            return Err(BuildError::FaultEntries { asked: self.fault_buffer_entries });
+        }
+        if self.table_bytes < 64 << 10 {
+            return Err(BuildError::TableBytes(self.table_bytes));
+        }
+        guarded::install()?;
+        let fate = super::inject::Fate::new(self.seed, self.latency, self.inject);
+        let inner = PrivateArc::new(Inner::new(&self, fate)?)?;
+        SoftwareDevice::start(inner, self.engine_stack_bytes)
+    }
+}

@@ -1,0 +1,37 @@
+//! The software device: engines (threads) that execute kernels over device addresses, with TLBs, a device page
+//! table, device memory in a memfd, a bounded replayable fault buffer, and an emulated IOMMU.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `builder` | settings |
+//! | `device` | the device as the library sees it ([`granule::ports::Device`]) |
+//! | `engine` | threads, and how a kernel gets on them |
+//! | `access` | one access of a kernel |
+//! | `entry` | who is inside an access, and how to get them out |
+//! | `tlb` | the translations that an engine remembers |
+//! | `page_table` | leaves of 4 KiB, 64 KiB and 2 MiB, of the device and of the IOMMU |
+//! | `iommu` | the emulated IOMMU |
+//! | `fault_buffer` | faults and their answers |
+//! | `memory` | the device's own memory |
+//! | `inject` | latency and failures by seed |
+//! | `counters` | what it did |
+
+mod access;
+mod builder;
+mod counters;
+mod device;
+mod engine;
+mod entry;
+mod fault_buffer;
+mod inject;
+mod iommu;
+mod memory;
+mod page_table;
+mod tlb;
+
+pub use access::{AccessError, Engine, Scalar};
+pub use builder::{BuildError, Builder};
+pub use counters::{Counters, FIRST_ERRORS};
+pub use device::{Broken, SoftwareDevice};
+pub use inject::{Inject, Latency};
+pub use page_table::LeafCounts;
