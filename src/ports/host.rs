@@ -1,6 +1,7 @@
 use thiserror::Error;
 
 use super::Word;
+use crate::sync::AtomicU32;
 use crate::units::{Access, BlockNo, PageMask, VirtAddr, VirtRange};
 
 /// The CPU side of one address space.
@@ -99,6 +100,10 @@ pub trait Host: Sync {
     /// Lets other threads run; called between two tries, outside gate and locks. [`HostError::Changing`] lasts until
     /// a thread of the application has run again.
     fn pause(&self);
+
+    /// Sleeps until `word` moves away from `seen`, at most `limit_ns`. Called by the reader: touches private memory
+    /// only.
+    fn wait_word(&self, word: &AtomicU32, seen: u32, limit_ns: u64);
 
     /// Copies `words` to absent pages of a child that was forked, at the same address. Best effort: a page that the
     /// child has already is left alone.
