@@ -356,6 +356,12 @@ impl PageTable {
                 return;
             }
             (false, _, Edit::Clear | Edit::Protect { .. }) => return,
+            // What the large leaf says already.
+            (true, true, Edit::Set { target, bits })
+                if old == (target.wrapping_sub(from % BLOCK_BYTES) | bits | LEAF) =>
+            {
+                return;
+            }
             _ => {}
         }
         let node = match (old & VALID != 0, old & LEAF != 0) {
@@ -383,6 +389,7 @@ impl PageTable {
 
     /// Changes entries of level 0 and makes the 64 KiB leaves right around them.
     fn edit_pages(&self, node: u64, first: usize, pages: usize, edit: Edit) {
+        let entries = &self.entries[node as usize * FANOUT..][..FANOUT];
         let groups = (first / JOINED_PAGES)..(first + pages).div_ceil(JOINED_PAGES);
         // A leaf that is hit in part is none any more, before any of its entries changes.
         for group in groups.clone() {
@@ -390,14 +397,12 @@ impl PageTable {
             if group >= first && group + JOINED_PAGES <= first + pages {
                 continue;
             }
-            for at in group..group + JOINED_PAGES {
-                let entry = self.entry(node, at);
+            for entry in &entries[group..group + JOINED_PAGES] {
                 entry.store(entry.load(Ordering::Relaxed) & !JOINED, Ordering::Release);
             }
         }
         let (mut came, mut went) = (0, 0);
-        for page in 0..pages {
-            let entry = self.entry(node, first + page);
+        for (page, entry) in entries[first..first + pages].iter().enumerate() {
             let old = entry.load(Ordering::Relaxed);
             let new = edit.apply(page, old);
             entry.store(new, Ordering::Release);
@@ -406,29 +411,8 @@ impl PageTable {
         }
         let live = &self.live[node as usize];
         live.store(live.load(Ordering::Relaxed) + came - went, Ordering::Relaxed);
-        if matches!(edit, Edit::Clear) {
-            return;
-        }
-        for group in groups {
-            self.join(node, group * JOINED_PAGES);
-        }
-    }
-
-    /// Makes 16 entries a leaf of 64 KiB if they fit together.
-    fn join(&self, node: u64, first: usize) {
-        let head = self.entry(node, first).load(Ordering::Relaxed) & !JOINED;
-        if head & VALID == 0 || !(head & TARGET).is_multiple_of(JOINED_BYTES) {
-            return;
-        }
-        let fits = |page: usize| {
-            let entry = self.entry(node, first + page).load(Ordering::Relaxed) & !JOINED;
-            entry == head + page as u64 * PAGE_BYTES
-        };
-        if (1..JOINED_PAGES).all(fits) {
-            for page in 0..JOINED_PAGES {
-                let entry = self.entry(node, first + page);
-                entry.store(entry.load(Ordering::Relaxed) | JOINED, Ordering::Release);
-            }
+        if !matches!(edit, Edit::Clear) {
+            groups.for_each(|group| join(&entries[group * JOINED_PAGES..][..JOINED_PAGES]));
         }
     }
 
@@ -560,6 +544,22 @@ impl PageTable {
             + self.live.resident_bytes()
             + self.out.resident_bytes()
             + self.out_stamp.resident_bytes()
+    }
+}
+
+/// Makes 16 entries a leaf of 64 KiB if they fit together.
+fn join(entries: &[AtomicU64]) {
+    let head = entries[0].load(Ordering::Relaxed) & !JOINED;
+    if head & VALID == 0 || !(head & TARGET).is_multiple_of(JOINED_BYTES) {
+        return;
+    }
+    let fits = |(entry, page): (&AtomicU64, u64)| {
+        entry.load(Ordering::Relaxed) & !JOINED == head + page * PAGE_BYTES
+    };
+    if entries.iter().zip(0..).all(fits) {
+        for entry in entries {
+            entry.store(entry.load(Ordering::Relaxed) | JOINED, Ordering::Release);
+        }
     }
 }
 
