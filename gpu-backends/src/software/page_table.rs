@@ -6,14 +6,7 @@
 //! 2 MiB leaf stands in level 1. A 64 KiB leaf is 16 neighbouring entries of level 0 that carry `JOINED`: their
 //! targets are consecutive, aligned to 64 KiB, with the same permission.
 //!
-//! | bit of an entry | set means |
-//! |---|---|
-//! | `VALID` | it leads somewhere |
-//! | `WRITE` | writes are permitted |
-//! | `SYSTEM` | the target is an address on the far side, not device memory |
-//! | `LEAF` | in level 1: a leaf of 2 MiB, not a table |
-//! | `JOINED` | in level 0: part of a leaf of 64 KiB |
-//! | from 12 | the target's page, or the number of the next node |
+//! Their bits are explained in `page_entry`.
 //!
 //! # Rules
 //! 1. Changes are made under the table's lock; walkers take no lock. An entry is stored with release after the
@@ -30,47 +23,15 @@ use granule::os::private::{PrivateError, Slab};
 use granule::sync::{AtomicU32, AtomicU64, Ordering, WordLock};
 use granule::units::{Access, BLOCK_BYTES, PAGE_BYTES, SPACE_BYTES};
 
-const VALID: u64 = 1;
-const WRITE: u64 = 2;
-const SYSTEM: u64 = 4;
-const LEAF: u64 = 8;
-const JOINED: u64 = 16;
-const TARGET: u64 = !(PAGE_BYTES - 1);
-
-const FANOUT: usize = 512;
-const JOINED_PAGES: usize = 16;
-const JOINED_BYTES: u64 = JOINED_PAGES as u64 * PAGE_BYTES;
+use super::page_entry::{
+    Edit, FANOUT, JOINED, JOINED_BYTES, JOINED_PAGES, LEAF, SYSTEM, TARGET, VALID, WRITE, block_end, index,
+    join, leaf,
+};
+pub(crate) use super::page_entry::{Found, Leaf};
 
 /// The table's lock is all that is waited for, so no memory is left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct OutOfNodes;
-
-/// A translation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Leaf {
-    /// First address that it translates.
-    pub base: u64,
-    /// How many bytes it translates: 4 KiB, 64 KiB or 2 MiB.
-    pub bytes: u64,
-    /// What `base` leads to.
-    pub target: u64,
-    /// The target lies on the far side, not in device memory.
-    pub system: bool,
-    /// Writes are permitted.
-    pub write: bool,
-}
-
-impl Leaf {
-    pub(crate) fn covers(&self, access: Access) -> bool {
-        self.write || access == Access::Read
-    }
-}
-
-/// What stands at an address: a leaf, or a hole up to an address (exclusive).
-pub(crate) enum Found {
-    Leaf(Leaf),
-    Hole(u64),
-}
 
 /// How many leaves of each size a table holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -91,37 +52,6 @@ pub(crate) trait Quiet {
     fn completed(&self) -> u64;
     /// A whole flush.
     fn flush_all(&self);
-}
-
-/// One change of a run of pages.
-#[derive(Clone, Copy)]
-enum Edit {
-    /// To consecutive targets: what the first page gets, and the bits.
-    Set {
-        target: u64,
-        bits: u64,
-    },
-    Clear,
-    Protect {
-        write: bool,
-    },
-}
-
-impl Edit {
-    fn advanced(self, bytes: u64) -> Self {
-        match self {
-            Edit::Set { target, bits } => Edit::Set { target: target + bytes, bits },
-            other => other,
-        }
-    }
-    fn apply(self, index: usize, old: u64) -> u64 {
-        match self {
-            Edit::Set { target, bits } => (target + index as u64 * PAGE_BYTES) | bits,
-            Edit::Clear => 0,
-            Edit::Protect { .. } if old & VALID == 0 => 0,
-            Edit::Protect { write } => (old & !(WRITE | JOINED)) | if write { WRITE } else { 0 },
-        }
-    }
 }
 
 pub(crate) struct PageTable {
@@ -545,35 +475,6 @@ impl PageTable {
             + self.out.resident_bytes()
             + self.out_stamp.resident_bytes()
     }
-}
-
-/// Makes 16 entries a leaf of 64 KiB if they fit together.
-fn join(entries: &[AtomicU64]) {
-    let head = entries[0].load(Ordering::Relaxed) & !JOINED;
-    if head & VALID == 0 || !(head & TARGET).is_multiple_of(JOINED_BYTES) {
-        return;
-    }
-    let fits = |(entry, page): (&AtomicU64, u64)| {
-        entry.load(Ordering::Relaxed) & !JOINED == head + page * PAGE_BYTES
-    };
-    if entries.iter().zip(0..).all(fits) {
-        for entry in entries {
-            entry.store(entry.load(Ordering::Relaxed) | JOINED, Ordering::Release);
-        }
-    }
-}
-
-fn index(at: u64, shift: u32) -> usize {
-    (at >> shift) as usize % FANOUT
-}
-
-fn block_end(at: u64) -> u64 {
-    (at | (BLOCK_BYTES - 1)) + 1
-}
-
-fn leaf(at: u64, bytes: u64, entry: u64, target: u64) -> Leaf {
-    let (system, write) = (entry & SYSTEM != 0, entry & WRITE != 0);
-    Leaf { base: at & !(bytes - 1), bytes, target, system, write }
 }
 
 #[cfg(test)]
