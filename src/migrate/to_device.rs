@@ -4,7 +4,9 @@ use super::unlink::unlink;
 use super::{DeviceFull, Moved, Retry, Space};
 use crate::granule::{BlockIndex, Direction, Sequence, SlotKind, TransitRecord};
 use crate::policy::Granularity;
-use crate::ports::{Count, FaultCause, Host, HostError, MapTarget, StagingId, Take, Vma, WORDS_PER_PAGE};
+use crate::ports::{
+    Count, FaultCause, Host, HostError, MapTarget, Mirrored, StagingId, Take, Vma, WORDS_PER_PAGE,
+};
 use crate::units::{DeviceId, PAGE_SHIFT, PageIndex, PageMask, Seat};
 
 /// What is to be moved.
@@ -69,7 +71,9 @@ fn begin_and_take<H: Host>(
     let device = space.device(job.device);
     let _inside = space.gate.enter(seat, space.park);
     let followed = job.vma.range.intersection(space.host.window());
-    space.host.mirror(followed).map_err(refused_by_host)?;
+    if space.host.mirror(followed).map_err(refused_by_host)? == Mirrored::FromNow {
+        return Err(Moved::retry(Retry::LookAgain));
+    }
     let mut block = space.tables.lock(job.block, space.park);
     if !block.is_unchanged(job.sample) {
         return Err(Moved::retry(Retry::Sequence));

@@ -27,7 +27,7 @@ use super::take::TakeWay;
 use super::userfaultfd::{Features, Mode, Role, Userfaultfd, UserfaultfdError};
 use super::vma::Vmas;
 use super::walk::{Step, walk};
-use crate::ports::{Host, HostError, HostEvent, Lookup, StagingId, Take, WORDS_PER_PAGE, Word};
+use crate::ports::{Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, WORDS_PER_PAGE, Word};
 use crate::units::{Access, BlockNo, PAGE_BYTES, PageMask, SPACE_BYTES, VirtAddr, VirtRange};
 
 /// How a [`LinuxHost`] is opened.
@@ -219,11 +219,12 @@ impl Host for LinuxHost {
         self.vmas.lookup(at)
     }
 
-    fn mirror(&self, range: VirtRange) -> Result<(), HostError> {
+    fn mirror(&self, range: VirtRange) -> Result<Mirrored, HostError> {
         if super::private::overlaps(range) {
             return Err(HostError::NotSupported);
         }
         let held = self.tables.lock();
+        let mut was = Mirrored::Already;
         while let Some(gap) = held.mirrored.first_gap(range) {
             if !held.has_room() {
                 return Err(HostError::MappingLimit);
@@ -232,8 +233,9 @@ impl Host for LinuxHost {
             // vouches that faults are served then.
             unsafe { self.uffd.register(gap, Mode::WriteProtect) }.map_err(registration_error)?;
             held.mirrored.insert(gap).map_err(|_| HostError::MappingLimit)?;
+            was = Mirrored::FromNow;
         }
-        Ok(())
+        Ok(was)
     }
 
     fn arm(&self, range: VirtRange) -> Result<(), HostError> {

@@ -29,12 +29,13 @@ pub trait Host: Sync {
     /// [`HostError`] if the kernel cannot be asked.
     fn vma(&self, at: VirtAddr) -> Result<Lookup, HostError>;
 
-    /// Follows a mapping from now on. Idempotent.
+    /// Follows a mapping from now on. Idempotent. [`Mirrored::FromNow`] if any part of it was not followed before:
+    /// what was known of it until now may be out of date without an event to tell.
     ///
     /// # Errors
     /// [`HostError::Changing`], [`HostError::NotSupported`] for memory that gives no events,
     /// [`HostError::MappingLimit`], [`HostError::OutOfMemory`]; what was followed before still is.
-    fn mirror(&self, range: VirtRange) -> Result<(), HostError>;
+    fn mirror(&self, range: VirtRange) -> Result<Mirrored, HostError>;
 
     /// Traps touches of absent pages. `range` lies in one block and is mirrored. Idempotent.
     ///
@@ -105,6 +106,15 @@ pub trait Host: Sync {
 
     /// The child has everything; it is let go on its own.
     fn child_done(&self, child: u32);
+}
+
+/// Since when a mapping is followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mirrored {
+    /// Since before: every change since then is or will be an event.
+    Already,
+    /// Since this call: look at the mapping again.
+    FromNow,
 }
 
 /// A staging slot of a [`Host`].

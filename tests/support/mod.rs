@@ -17,7 +17,7 @@ use granule::migrate::{ChunkRecord, DeviceMemory, EvictionOrder, Space, SpaceDev
 use granule::policy::Policy;
 use granule::ports::{
     Clock, Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, Host, HostError, HostEvent, Iommu,
-    IommuError, Lookup, MapTarget, Probe, StagingId, Take, Vma, VmaKind, WORDS_PER_PAGE, Word,
+    IommuError, Lookup, MapTarget, Mirrored, Probe, StagingId, Take, Vma, VmaKind, WORDS_PER_PAGE, Word,
 };
 use granule::sync::{AtomicU32, Ordering, Park};
 use granule::units::{
@@ -229,16 +229,19 @@ impl Host for SimHost {
         let range = VirtRange::of_pages(VirtAddr(first * PAGE_BYTES), end - first);
         Ok(Lookup::Mapped(Vma { range, access: Some(here.access), kind: here.kind }))
     }
-    fn mirror(&self, range: VirtRange) -> Result<(), HostError> {
+    fn mirror(&self, range: VirtRange) -> Result<Mirrored, HostError> {
         self.step();
         let mut world = self.world.lock().unwrap();
+        let mut was = Mirrored::Already;
         for page in no(range.start())..no(range.end()) {
             if !world.mapped.contains_key(&page) {
                 return Err(HostError::NoMapping);
             }
-            world.mirrored.insert(page);
+            if world.mirrored.insert(page) {
+                was = Mirrored::FromNow;
+            }
         }
-        Ok(())
+        Ok(was)
     }
     fn arm(&self, range: VirtRange) -> Result<(), HostError> {
         self.step();
