@@ -178,7 +178,8 @@ fn no_path_of_somebodys_machine() {
 /// Every counter of the library has its row in the page that explains them.
 #[test]
 fn every_counter_is_explained() {
-    let page = std::fs::read_to_string(root().join("docs/counters.md")).expect("docs/counters.md can be read");
+    let page =
+        std::fs::read_to_string(root().join("docs/counters.md")).expect("docs/counters.md can be read");
     let missing = |count: &granule::ports::Count| {
         let name = format!("`{count:?}`");
         (!page.contains(&name)).then(|| format!("docs/counters.md does not explain {name}"))
