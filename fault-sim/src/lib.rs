@@ -74,3 +74,8 @@ fn one_line(message: &str) -> String {
     let first = sentence.split("\n\n").next().unwrap_or(sentence);
     first.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+/// The example of the README, so that it is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
