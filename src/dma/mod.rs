@@ -10,8 +10,12 @@
 //! 2. After `unmap` of a range comes one `flush` of it, before its pages are used for anything else.
 
 mod iova_space;
+mod page_list;
+mod range;
 
 pub use iova_space::{IovaError, IovaSpace, ReserveIova};
+pub use page_list::PageList;
+pub use range::DmaRange;
 
 use crate::units::{BlockNo, GranuleNo, Iova, PAGE_SHIFT};
 

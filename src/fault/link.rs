@@ -1,7 +1,7 @@
 use crate::dma;
 use crate::granule::{BlockGuard, BlockIndex};
 use crate::migrate::{Moved, Retry, Space};
-use crate::ports::{Count, FaultCause, Host, HostError, MapTarget, Vma};
+use crate::ports::{Count, DeviceError, FaultCause, Host, HostError, MapTarget, Vma};
 use crate::units::{Access, DeviceId, PAGE_SHIFT, PageIndex, PageMask, PhysAddr, Seat, VirtRange};
 
 /// What is to be linked.
@@ -94,12 +94,32 @@ fn enter<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, job: &Link<'
             space.probe.add(Count::PagesLinked, linked.count() as u64);
         }
     }
-    let writable = block.writable(job.device) & job.pages;
-    for (pages, access) in [(writable, Access::Write), (job.pages - writable, Access::Read)] {
+    enter_linked(space, block, job.device, &job.pages).map_err(drop)
+}
+
+/// Enters linked pages into the device page table, over whatever is there.
+///
+/// # Errors
+/// What the device says; pages entered before it stay entered.
+pub(super) fn enter_linked<H: Host>(
+    space: &Space<'_, H>,
+    block: &BlockGuard<'_>,
+    device: DeviceId,
+    pages: &PageMask,
+) -> Result<(), DeviceError> {
+    if pages.is_empty() {
+        return Ok(());
+    }
+    let port = space.device(device).port;
+    let number = block.number();
+    let granule = space.tables.granule(number.granule()).expect("a block's granule exists");
+    let base = granule.iova_base(device).expect("a linked page lies in a reserved granule");
+    let writable = block.writable(device) & *pages;
+    for (pages, access) in [(writable, Access::Write), (*pages - writable, Access::Read)] {
         for run in pages.runs() {
             let first = number.page(PageIndex(run.start as u16));
             let target = MapTarget::System(dma::position(base, number, run.start));
-            port.map(first.into(), run.len() as u64, target, access).map_err(drop)?;
+            port.map(first.into(), run.len() as u64, target, access)?;
         }
     }
     Ok(())

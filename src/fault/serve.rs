@@ -1,4 +1,4 @@
-use super::link::{Link, link};
+use super::link::{Link, enter_linked, link};
 use super::{BlockFault, Climb, Ladder, classify};
 use crate::granule::BlockIndex;
 use crate::migrate::{Evicted, Retry, Space, ToDevice, evict_one, map_resident, to_device, to_ram};
@@ -124,6 +124,10 @@ fn attempt<H: Host>(
     let resident_here = block.device_private();
     if !seen.resident.is_empty() && map_resident(space, &block, fault.device, &seen.resident, &vma).is_err() {
         answer.fail(&seen.resident, FaultCause::DeviceFailed);
+        return Try::Answered;
+    }
+    if enter_linked(space, &block, fault.device, &seen.linked).is_err() {
+        answer.fail(&seen.linked, FaultCause::DeviceFailed);
         return Try::Answered;
     }
     let busy = block.transit_busy();
