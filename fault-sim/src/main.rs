@@ -1,1 +1,5 @@
-fn main() {}
+//! The command-line program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    fault_sim::main(std::env::args_os())
+}

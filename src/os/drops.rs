@@ -8,7 +8,9 @@
 //!    waits for the call to return before it reads on. The kernel looks at the mapping again between the event
 //!    and the zap; until then nobody who unmaps that memory gets his event read, so nobody can have put something
 //!    of his own there. The wait is short: the dropping thread needs the reader no more.
-//! 3. **The window that stays open**: from leaving the gate to the moment the kernel looks at the mapping. A
+//! 3. The read of the last event lets the call return, so the drop may be left before the reader has looked it up.
+//!    It stays in the table until the reader has, or reads again: by then everything that it caused was looked up.
+//! 4. **The window that stays open**: from leaving the gate to the moment the kernel looks at the mapping. A
 //!    thread that unmaps the block, has its event read, maps something new at the same address and writes to it,
 //!    all between these two, loses those writes. Only kernels without `UFFDIO_MOVE` are served this way; nothing
 //!    in such a kernel makes a discard conditional on the mapping.
@@ -24,11 +26,15 @@ const FREE: u32 = 0;
 const ENTERED: u32 = 1;
 /// All events were read; the call has not returned.
 const TOLD: u32 = 2;
+/// The call has returned; an event that was read may still be looked up.
+const LEFT: u32 = 3;
 
 struct Drop {
     state: AtomicU32,
     cursor: AtomicU64,
     end: AtomicU64,
+    /// When it was left, in leavings.
+    left_at: AtomicU64,
 }
 // SAFETY: atomics only; zero is a free entry.
 #[allow(unsafe_code, reason = "vouching for a type of atomics")]
@@ -38,8 +44,9 @@ pub(super) struct Drops {
     entries: Slab<Drop>,
     lock: WordLock,
     entered: AtomicU32,
-    /// Rises when an entry becomes free, for who waits for one.
+    /// Rises when an entry becomes free or left, for who waits for one.
     freed: AtomicU32,
+    leavings: AtomicU64,
 }
 
 /// An entry of the table.
@@ -53,6 +60,7 @@ impl Drops {
             lock: WordLock::new(),
             entered: AtomicU32::new(0),
             freed: AtomicU32::new(0),
+            leavings: AtomicU64::new(0),
         })
     }
 
@@ -62,8 +70,7 @@ impl Drops {
             let seen = self.freed.load(Ordering::Acquire);
             {
                 let _guard = self.lock.lock(&FutexPark);
-                let free = self.entries.iter().position(|entry| entry.state.load(Ordering::Relaxed) == FREE);
-                if let Some(index) = free {
+                if let Some(index) = self.vacant() {
                     let entry = &self.entries[index];
                     entry.cursor.store(range.start().0, Ordering::Relaxed);
                     entry.end.store(range.end().0, Ordering::Relaxed);
@@ -77,20 +84,61 @@ impl Drops {
         }
     }
 
+    /// A free entry, or else the one that was left longest ago: it had no event, or its event was looked up long
+    /// since, for the reader has one message in hand at most. The lock is held.
+    fn vacant(&self) -> Option<usize> {
+        let is = |state: u32| move |entry: &&Drop| entry.state.load(Ordering::Relaxed) == state;
+        let index = |found: &Drop| self.entries.iter().position(|entry| core::ptr::eq(entry, found));
+        if let Some(free) = self.entries.iter().find(is(FREE)) {
+            return index(free);
+        }
+        let left = self.entries.iter().filter(is(LEFT));
+        let oldest = left.min_by_key(|entry| entry.left_at.load(Ordering::Relaxed))?;
+        self.free(oldest);
+        index(oldest)
+    }
+
     /// Leaves a drop: the call has returned.
     pub(super) fn leave(&self, id: DropId) {
         let entry = &self.entries[id.0];
         {
             let _guard = self.lock.lock(&FutexPark);
-            entry.state.store(FREE, Ordering::Release);
-            self.entered.fetch_sub(1, Ordering::Release);
-            self.freed.fetch_add(1, Ordering::Release);
+            if entry.state.load(Ordering::Relaxed) == TOLD {
+                self.free(entry);
+            } else {
+                let left_at = self.leavings.fetch_add(1, Ordering::Relaxed);
+                entry.left_at.store(left_at, Ordering::Relaxed);
+                entry.state.store(LEFT, Ordering::Relaxed);
+                self.freed.fetch_add(1, Ordering::Release);
+            }
         }
         FutexPark.unpark_all(&entry.state);
         FutexPark.unpark_all(&self.freed);
     }
 
-    /// Whether any drop is entered.
+    /// Forgets the drops that were left. The reader calls it before a read, when it has looked up every event that
+    /// it read before: a call that has returned has no event unread.
+    pub(super) fn forget_left(&self) {
+        if !self.any() {
+            return;
+        }
+        {
+            let _guard = self.lock.lock(&FutexPark);
+            let left = self.entries.iter().filter(|entry| entry.state.load(Ordering::Relaxed) == LEFT);
+            left.for_each(|entry| self.free(entry));
+        }
+        FutexPark.unpark_all(&self.freed);
+    }
+
+    /// Makes an entry free. The lock is held.
+    fn free(&self, entry: &Drop) {
+        // Release pairs with the acquire of the reader that waits for the end of the call.
+        entry.state.store(FREE, Ordering::Release);
+        self.entered.fetch_sub(1, Ordering::Release);
+        self.freed.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether any drop is entered, or left and not yet forgotten.
     pub(super) fn any(&self) -> bool {
         self.entered.load(Ordering::Acquire) != 0
     }
@@ -101,13 +149,17 @@ impl Drops {
         let told = {
             let _guard = self.lock.lock(&FutexPark);
             let hit = self.entries.iter().find(|entry| {
-                entry.state.load(Ordering::Relaxed) == ENTERED
+                matches!(entry.state.load(Ordering::Relaxed), ENTERED | LEFT)
                     && entry.cursor.load(Ordering::Relaxed) == range.start().0
                     && range.end().0 <= entry.end.load(Ordering::Relaxed)
             });
             let Some(entry) = hit else { return false };
             entry.cursor.store(range.end().0, Ordering::Relaxed);
             if range.end().0 < entry.end.load(Ordering::Relaxed) {
+                return true;
+            }
+            if entry.state.load(Ordering::Relaxed) == LEFT {
+                // It is forgotten before the next read.
                 return true;
             }
             entry.state.store(TOLD, Ordering::Relaxed);

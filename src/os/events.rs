@@ -98,6 +98,7 @@ impl LinuxHost {
         while filled < out.len() {
             let mut messages = [Message::default(); BATCH];
             let asked = most.min(out.len() - filled);
+            self.drops.forget_left();
             let got = self.uffd.read(&mut messages[..asked]);
             for message in &messages[..got] {
                 if let Some(event) = self.translate(message) {

@@ -278,6 +278,11 @@ impl Drop for Userptr {
 }
 
 impl<'a> Valid<'a> {
+    /// Whether nothing was invalidated until now. It may be a moment later: [`Valid::submit`] is what settles it.
+    pub fn is_current(&self) -> bool {
+        self.userptr.core.space.userptrs.sample(self.userptr.no) == self.sample
+    }
+
     /// Begins a submission to the device.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use super::fault_buffer::FaultBuffer;
 use super::inject::{CopyFate, Fate, Step};
 use super::iommu::EmulatedIommu;
 use super::memory::DeviceMemory;
-use super::page_table::PageTable;
+use super::page_table::{Found, PageTable};
 
 /// A device made of threads and memory. Handles are clones of one another.
 ///
@@ -69,7 +69,7 @@ impl Inner {
         Ok(Self {
             entry: Entry::new(),
             engines,
-            memory: DeviceMemory::new(of.memory_bytes)?,
+            memory: DeviceMemory::new(of.memory_bytes, of.populate)?,
             table,
             iommu,
             faults,
@@ -130,6 +130,15 @@ impl SoftwareDevice {
     /// Its memory stays readable.
     pub fn lose(&self) {
         self.inner.lose();
+    }
+
+    /// Where in device memory a device address leads; `None` if it leads to system memory or nowhere. True at the
+    /// moment of the call only.
+    pub fn place(&self, at: DevAddr) -> Option<DevMemAddr> {
+        match self.inner.table.find(at.0) {
+            Found::Leaf(leaf) if !leaf.system => Some(DevMemAddr(leaf.target + (at.0 - leaf.base))),
+            Found::Leaf(_) | Found::Hole(_) => None,
+        }
     }
 
     /// Turns one bit of a byte of device memory over. For tests of tests.

@@ -1,0 +1,81 @@
+//! `fault-sim`: runs the library's main job and prints what happened, verified.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`commands`] | one file per sub-command: its options, its checks, what it does |
+//! | [`workload`] | one file per workload: its data, its kernel, its expected values |
+//! | [`alloc`] | where a workload's memory comes from |
+//! | [`size`], [`memory`] | sizes as people write them; how much memory there is |
+//! | [`split`], [`seed`], [`progress`] | sharing work out, values from a seed, a bar on a terminal |
+//! | [`report`] | what is printed: a table, or one JSON object |
+//!
+//! # Exit status
+//! 0: what was asked for was done, and the result is right. 1: the result is wrong or the run failed. 2: refused
+//! before any work was done. Each but 0 comes with one sentence on standard error.
+
+pub mod alloc;
+pub mod commands;
+pub mod memory;
+pub mod progress;
+pub mod report;
+pub mod seed;
+pub mod size;
+pub mod split;
+pub mod workload;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use commands::run;
+
+/// Exit status when the result is wrong or the run failed.
+pub const FAILED: u8 = 1;
+/// Exit status when nothing was done because the request cannot be served.
+pub const REFUSED: u8 = 2;
+
+#[derive(Parser)]
+#[command(name = "fault-sim", version, about = "A device and the CPU on the same pointers, verified")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a workload over ordinary memory on a device, has the CPU check it, and prints what happened.
+    Run(run::Options),
+}
+
+/// Runs the program on its arguments (the first is its name).
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match Cli::try_parse_from(arguments) {
+        Ok(Cli { command: Command::Run(options) }) => run::main(&options),
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            print!("{error}");
+            ExitCode::SUCCESS
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            eprintln!("a command is missing; `fault-sim --help` lists them");
+            ExitCode::from(REFUSED)
+        }
+        Err(error) => {
+            eprintln!("{}", one_line(&error.to_string()));
+            ExitCode::from(REFUSED)
+        }
+    }
+}
+
+/// The sentence of a clap error without its usage and hints.
+fn one_line(message: &str) -> String {
+    let sentence = message.strip_prefix("error: ").unwrap_or(message);
+    let first = sentence.split("\n\n").next().unwrap_or(sentence);
+    first.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The example of the README, so that it is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

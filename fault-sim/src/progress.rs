@@ -1,0 +1,51 @@
+//! A bar on a terminal, nothing in a pipe.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How far the work is, shown on standard error if that is a terminal. Can be told from any thread.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    /// Asked for each piece of work, so it is kept here and not looked up behind the bar's pointer.
+    shown: bool,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Progress {
+    /// Nothing is shown before something begins.
+    pub fn new() -> Self {
+        let shown = std::io::stderr().is_terminal();
+        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        let style = "{msg:>8} [{bar:40}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}";
+        // A template that indicatif refuses leaves its own style in place.
+        let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self { bar: bar.with_style(style), shown }
+    }
+
+    /// Begins a phase of `bytes` of work.
+    pub fn begin(&self, name: &'static str, bytes: u64) {
+        self.bar.set_message(name);
+        self.bar.set_length(bytes);
+        self.bar.reset();
+    }
+
+    /// `bytes` more are done.
+    pub fn add(&self, bytes: u64) {
+        if self.shown {
+            self.bar.inc(bytes);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}

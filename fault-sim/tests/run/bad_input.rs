@@ -1,0 +1,54 @@
+//! What cannot be served is refused before any work, in one sentence, with exit status 2.
+
+use super::fault_sim;
+
+fn refused(words: &[&str], why: &str) {
+    let out = fault_sim(words);
+    let sentence = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{words:?}: {sentence}");
+    assert!(out.stdout.is_empty(), "{words:?} printed to standard output");
+    assert_eq!(sentence.lines().count(), 1, "{words:?}: one sentence: {sentence}");
+    assert!(sentence.contains(why), "{words:?}: {sentence:?} does not say {why:?}");
+}
+
+#[test]
+fn sizes() {
+    refused(&["run", "--size", "0"], "must not be zero");
+    refused(&["run", "--size", "0MiB"], "must not be zero");
+    refused(&["run", "--device-memory", "0"], "must not be zero");
+    refused(&["run", "--size", "64mb"], "such as 64MiB");
+    refused(&["run", "--size", "-1"], "unexpected argument");
+    refused(&["run", "--size", "1.5GiB"], "such as 64MiB");
+    refused(&["run", "--size", "16777216TiB"], "does not fit in 64 bits");
+    refused(&["run", "--size", "18446744073709551615"], "larger than the memory");
+    refused(&["run", "--size", "1024TiB"], "larger than the memory");
+    refused(&["run", "--device-memory", "1024TiB"], "larger than the memory");
+    refused(&["run", "--device-memory", "3MiB"], "not a multiple of 2MiB");
+    refused(&["run", "--size", "4KiB"], "is the least");
+}
+
+#[test]
+fn numbers_of_workers() {
+    refused(&["run", "--engines", "0"], "--engines must not be zero");
+    refused(&["run", "--threads", "0"], "--threads must not be zero");
+    refused(&["run", "--threads", "100000"], "more than 256");
+    refused(&["run", "--engines", "many"], "invalid digit");
+}
+
+#[test]
+fn unknown_names() {
+    refused(&["run", "--workload", "fft"], "possible values: saxpy, sum");
+    refused(&["run", "--alloc", "jemalloc"], "possible values: malloc");
+    refused(&["run", "--granularity", "1MiB"], "possible values: 4KiB, 64KiB, 2MiB");
+    refused(&["run", "--backend", "abacus"], "possible values: software");
+    refused(&["run", "--fast"], "unexpected argument '--fast'");
+    refused(&["jump"], "unrecognized subcommand 'jump'");
+    refused(&[], "a command is missing");
+}
+
+#[test]
+fn conflicts() {
+    refused(&["run", "--json", "--json"], "cannot be used multiple times");
+    refused(&["run", "--size", "4MiB", "--size", "8MiB"], "cannot be used multiple times");
+    refused(&["run", "saxpy"], "unexpected argument 'saxpy'");
+}
