@@ -13,7 +13,8 @@
 //! 3. Absent pages are taken as what they are, zeros: nothing is moved, and staging reads as zeros there.
 #![allow(unsafe_code, reason = "moves and discards pages of the application")]
 
-use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE};
+use super::abi::{Errno, MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};
+use super::drops::DropId;
 use super::host::LinuxHost;
 use super::walk::{Step, walk};
 use crate::ports::{Host, HostError, StagingId, Take, WORDS_PER_PAGE};
@@ -77,28 +78,28 @@ impl LinuxHost {
         Ok(present & *pages)
     }
 
-    /// Looks whether ranges being removed are absent by now. Costs a scan of them: call it from a thread that has
-    /// the time.
+    /// Looks whether pages being removed are absent by now. [`LinuxHost::wait`] does so a few times after each
+    /// such event; costs a scan of the ranges (about a nanosecond per page).
     pub fn settle_removed(&self) {
         let held = self.tables.lock();
-        let mut index = held.removing.len();
-        while index > 0 {
-            index -= 1;
-            let range = held.removing.get(index);
-            let (mut first, mut last) = (None, range.start());
+        let mut rest = VirtRange::of_pages(VirtAddr(0), crate::units::SPACE_BYTES / PAGE_BYTES);
+        while let Some(range) = held.removing.first_in(rest) {
+            rest = VirtRange::between(range.end(), rest.end());
+            let mut absent_from = range.start();
+            let forget = |from: VirtAddr, to: VirtAddr| {
+                if from < to {
+                    // No room for the cut: the pages are refused without need.
+                    let _ = held.removing.remove(VirtRange::between(from, to));
+                }
+            };
             let seen = self.pagemap.for_each_present(range, |part| {
-                first = first.or(Some(part.start()));
-                last = part.end();
+                forget(absent_from, part.start());
+                absent_from = part.end();
             });
             if seen.is_err() {
                 return;
             }
-            // Only the ends are cut off, so that no room is needed.
-            let first = first.unwrap_or(range.end());
-            let _ = held.removing.remove(VirtRange::between(range.start(), first));
-            if first < range.end() {
-                let _ = held.removing.remove(VirtRange::between(last, range.end()));
-            }
+            forget(absent_from, range.end());
         }
     }
 
@@ -201,13 +202,14 @@ impl LinuxHost {
             rest -= waiting;
             for run in waiting.runs() {
                 let range = run_range(block, &run);
-                let id = self.drops.enter(range);
+                let id = self.enter_drop(range);
                 // SAFETY: the pages are copied, protected and marked in transit: no write is lost; rule 3 of
                 // `drops` names the window that stays.
                 let rc = unsafe {
                     libc::madvise(range.start().0 as *mut _, range.bytes() as usize, libc::MADV_DONTNEED)
                 };
-                self.drops.leave(id);
+                // Locked memory is refused before anybody is told.
+                self.drops.leave(id, rc == 0 || Errno::last().0 != libc::EINVAL);
                 if rc == 0 {
                     gone |= PageMask::of_range(run);
                 }
@@ -215,6 +217,18 @@ impl LinuxHost {
             self.staging.settled(slot, &gone);
         }
         gone
+    }
+
+    fn enter_drop(&self, range: VirtRange) -> DropId {
+        loop {
+            let ticket = self.drops.room_ticket();
+            if let Some(id) = self.drops.enter(range) {
+                return id;
+            }
+            // Entries become free when the reader looks at them.
+            self.interrupt();
+            self.drops.wait_for_room(ticket);
+        }
     }
 
     pub(super) fn give_pages(
@@ -277,11 +291,11 @@ impl LinuxHost {
                     let words =
                         &self.staging.words(staging)[page as usize * WORDS_PER_PAGE..][..WORDS_PER_PAGE];
                     match self.uffd.copy(at(page), words) {
-                        super::abi::Outcome::Done(_) => {
+                        Outcome::Done(_) => {
                             copied.insert(PageIndex(page as u16));
                             return Step::Skip;
                         }
-                        super::abi::Outcome::Refused(why) => errno = why,
+                        Outcome::Refused(why) => errno = why,
                     }
                 }
                 *result = Err(errno.into());
