@@ -292,3 +292,47 @@ fn flush_and_quiesce_do_not_wait_for_a_page_fault_of_the_cpu() {
     assert_eq!(memory.words()[0].load(Ordering::SeqCst), 1, "one access, executed once");
     assert!(device.counters().stopped >= 20, "{:?}", device.counters());
 }
+
+#[test]
+fn accesses_that_are_stopped_all_the_time_still_happen_exactly_once() {
+    const EACH: u64 = 150_000;
+    let device = SoftwareDevice::builder().engines(2).build().expect("a device");
+    let memory = Mapping::new(17 * PAGE);
+    (0..17).for_each(|page| link(&device, memory.at + page * PAGE_BYTES, RW));
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let closer = scope.spawn(|| {
+            let mut rounds = 0u64;
+            while !ended.load(Ordering::SeqCst) {
+                device.flush(DevAddr(memory.at), 1);
+                device.quiesce();
+                device.resume();
+                rounds += 1;
+            }
+            rounds
+        });
+        let result = device.run(|engine| {
+            // Each engine fills its own half of 16 pages again and again, by copies that are stopped in the middle.
+            let own = memory.at + PAGE_BYTES + engine.index() as u64 * 8 * PAGE_BYTES;
+            let mut back = [0u64; 4096];
+            for round in 0..EACH {
+                engine.fetch_add_u64(memory.at, 1)?;
+                engine.fetch_add_u32(memory.at + 64 + engine.index() as u64 * 4, 1)?;
+                if round % 64 == 0 {
+                    let words: [u64; 4096] = std::array::from_fn(|at| round << 32 | at as u64);
+                    engine.store_slice(own, &words)?;
+                    engine.load_slice(own, &mut back)?;
+                    assert_eq!(words, back);
+                }
+            }
+            Ok(())
+        });
+        ended.store(true, Ordering::SeqCst);
+        let rounds = closer.join().expect("no panic");
+        assert_eq!(result, Ok(()));
+        assert!(rounds > 100, "only {rounds} rounds of flush and quiesce");
+        println!("{rounds} rounds, {} accesses stopped", device.counters().stopped);
+    });
+    assert_eq!(memory.words()[0].load(Ordering::SeqCst), 2 * EACH);
+    assert_eq!(memory.words()[8].load(Ordering::SeqCst), EACH << 32 | EACH);
+}

@@ -1,3 +1,4 @@
+use super::userptr::invalidate_userptrs;
 use crate::granule::{BlockGuard, BlockIndex};
 use crate::migrate::{Space, unlink_only, unmap_and_flush};
 use crate::ports::{Count, Host};
@@ -21,6 +22,7 @@ pub fn forget_contents<H: Host>(
     mut save: impl FnMut(&BlockGuard<'_>, &PageMask),
 ) {
     space.probe.add(Count::Invalidations, 1);
+    invalidate_userptrs(space, range);
     for (number, index) in space.tables.blocks_in(range) {
         space.tables.lock(index, space.park).begin_invalidation();
         for device in space.device_ids() {

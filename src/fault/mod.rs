@@ -11,6 +11,7 @@
 //! | `cpu` | a thread waits for a page: bring it home, or fill it |
 //! | `invalidate` | munmap, madvise: device first, then IOMMU, then bits, then memory |
 //! | `remap` | mremap: pages go to RAM at their new address |
+//! | `userptr` | ranges registered in advance: link, invalidate, release |
 //! | `fork` | a child gets what its parent has on devices |
 //! | `round` | one round of the reader: gate, events, faults |
 //!
@@ -36,6 +37,7 @@ mod remap;
 mod retry;
 mod round;
 mod serve;
+mod userptr;
 
 pub use classify::{Classified, classify};
 pub use cpu::{CpuFault, CpuServed, serve_cpu};
@@ -46,3 +48,4 @@ pub use remap::{bring_home, remap};
 pub use retry::{Climb, Ladder};
 pub use round::{Reader, RoundEnd, round};
 pub use serve::{Answer, serve};
+pub use userptr::{UserptrFault, register, release, revalidate, serve_alias};

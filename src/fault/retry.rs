@@ -7,6 +7,8 @@ use crate::ports::Count;
 /// What to do before the next try.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Climb {
+    /// Try again at once.
+    Again,
     /// Let others run, then try again.
     Pause,
     /// Wait for a transit to end.
@@ -39,6 +41,7 @@ impl Ladder {
     pub fn climb(&mut self, why: Retry) -> (Climb, Count) {
         let (climb, count) = match why {
             Retry::Sequence => (Climb::Pause, Count::RetrySequence),
+            Retry::LookAgain => (Climb::Again, Count::RetryNewlyMirrored),
             Retry::InTransit(busy) => (Climb::WaitTransit(busy), Count::RetryInTransit),
             Retry::Changing | Retry::NoStaging => (Climb::Pause, Count::RetryAddressSpaceChanging),
             Retry::DeviceFull => (Climb::Evict, Count::RetryDeviceFull),

@@ -63,6 +63,7 @@ pub fn serve<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &BlockFault) -> A
         let (climb, count) = ladder.climb(why);
         space.probe.add(count, 1);
         match climb {
+            Climb::Again => {}
             Climb::Pause => space.host.pause(),
             Climb::WaitTransit(busy) => space.tables.record(index).wait_transit(busy, space.park),
             Climb::Evict => {

@@ -52,6 +52,7 @@ mod invariants;
 mod sequence;
 mod table;
 mod transit;
+mod userptr;
 
 pub use bitmap::Bitmap;
 pub use block::{BlockGuard, BlockIndex, BlockRecord, DevicePlane, FineSlots, SlotKind};
@@ -62,3 +63,4 @@ pub use invariants::{Broken, check_block};
 pub use sequence::Sequence;
 pub use table::{TableFull, TableMemory, TableNode, Tables};
 pub use transit::{Direction, TransitBusy, TransitRecord};
+pub use userptr::{UserptrGuard, UserptrNo, UserptrRecord, UserptrSpec, Userptrs};

@@ -35,6 +35,11 @@ impl SequenceWord {
         Sequence(self.value.load(Ordering::Acquire))
     }
 
+    /// Samples in the one order that all sequentially consistent accesses have (for the owner's Dekker).
+    pub(super) fn sample_total(&self) -> Sequence {
+        Sequence(self.value.load(Ordering::SeqCst))
+    }
+
     /// Under the block lock: whether nothing was invalidated since the sample, nor is now.
     pub(super) fn is_unchanged(&self, sample: Sequence) -> bool {
         !holds(Rule::SequenceAtCommit)
@@ -46,7 +51,7 @@ impl SequenceWord {
         let active = self.active.load(Ordering::Relaxed);
         self.active.store(active + 1, Ordering::Relaxed);
         if active == 0 {
-            self.value.store(self.value.load(Ordering::Relaxed) + 1, Ordering::Release);
+            self.value.store(self.value.load(Ordering::Relaxed) + 1, Ordering::SeqCst);
         }
     }
 
@@ -56,7 +61,7 @@ impl SequenceWord {
         assert!(active > 0, "an invalidation ends that never began");
         self.active.store(active - 1, Ordering::Relaxed);
         if active == 1 {
-            self.value.store(self.value.load(Ordering::Relaxed) + 1, Ordering::Release);
+            self.value.store(self.value.load(Ordering::Relaxed) + 1, Ordering::SeqCst);
         }
     }
 }

@@ -35,7 +35,7 @@ pub use outcome::{Moved, Retry};
 pub use space::{Space, SpaceDevice};
 pub use to_device::{ToDevice, to_device};
 pub use to_ram::{Evicted, evict_one, to_ram};
-pub use unlink::unlink;
+pub use unlink::{drop_userptr_pages, unlink};
 
 pub(crate) use device_memory::{extents, place};
 pub(crate) use to_device::map_resident;

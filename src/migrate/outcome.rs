@@ -7,6 +7,8 @@ use crate::units::PageMask;
 pub enum Retry {
     /// The mapping was invalidated since the fault looked at it.
     Sequence,
+    /// The mapping is followed only from now on; look it up again.
+    LookAgain,
     /// Somebody else moves pages of this block; wait for that.
     InTransit(TransitBusy),
     /// An event waits to be read; pause, then again.

@@ -1,6 +1,6 @@
 use super::{DeviceMemory, EvictionOrder};
 use crate::dma::ReserveIova;
-use crate::granule::{Gate, Tables, TransitRecord};
+use crate::granule::{Gate, Homecomings, Tables, TransitRecord, Userptrs};
 use crate::policy::Policy;
 use crate::ports::{Device, Host, Probe};
 use crate::sync::Park;
@@ -27,8 +27,12 @@ pub struct Space<'m, H: Host> {
     pub probe: &'m dyn Probe,
     /// The devices, in the order of their ids.
     pub devices: &'m [SpaceDevice<'m>],
+    /// Ranges registered in advance.
+    pub userptrs: Userptrs<'m>,
+    /// How long an invalidation waits for submissions that use a userptr.
+    pub fence_limit_ns: u64,
     /// Pages that mremap moved while they were away.
-    pub homecomings: crate::granule::Homecomings<'m>,
+    pub homecomings: Homecomings<'m>,
 }
 
 /// One device of a space.

@@ -1,10 +1,12 @@
 use super::device_memory::extents;
 use super::space::device_access;
-use super::unlink::unlink;
+use super::unlink::{drop_from_userptrs, unlink};
 use super::{DeviceFull, Moved, Retry, Space};
 use crate::granule::{BlockIndex, Direction, Sequence, SlotKind, TransitRecord};
 use crate::policy::Granularity;
-use crate::ports::{Count, FaultCause, Host, HostError, MapTarget, StagingId, Take, Vma, WORDS_PER_PAGE};
+use crate::ports::{
+    Count, FaultCause, Host, HostError, MapTarget, Mirrored, StagingId, Take, Vma, WORDS_PER_PAGE,
+};
 use crate::units::{DeviceId, PAGE_SHIFT, PageIndex, PageMask, Seat};
 
 /// What is to be moved.
@@ -33,7 +35,7 @@ pub fn to_device<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>) 
 
 fn move_through<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>, staging: StagingId) -> Moved {
     let record = &space.transits[seat.0 as usize];
-    let (pages, take) = match begin_and_take(space, seat, job, staging, record) {
+    let (pages, take, pinned) = match begin_and_take(space, seat, job, staging, record) {
         Ok(begun) => begun,
         Err(stopped) => return stopped,
     };
@@ -45,7 +47,7 @@ fn move_through<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>, s
         super::to_ram::give_all(space, seat, job.block, record, &undone, staging);
     }
     let mut moved = commit(space, seat, job, record, &copied);
-    moved.refused = take.refused;
+    moved.refused = take.refused | pinned;
     space.probe.add(Count::PagesRefused, take.refused.count() as u64);
     if !undone.is_empty() {
         moved.failed = Some(FaultCause::DeviceFailed);
@@ -58,18 +60,21 @@ fn move_through<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>, s
     moved
 }
 
-/// Begin and take, in one stay inside the gate. Returns the pages in transit and what was taken of them.
+/// Begin and take, in one stay inside the gate. Returns the pages in transit, what was taken of them, and the pages
+/// that a userptr keeps in system memory.
 fn begin_and_take<H: Host>(
     space: &Space<'_, H>,
     seat: Seat,
     job: &ToDevice<'_>,
     staging: StagingId,
     record: &TransitRecord,
-) -> Result<(PageMask, Take), Moved> {
+) -> Result<(PageMask, Take, PageMask), Moved> {
     let device = space.device(job.device);
     let _inside = space.gate.enter(seat, space.park);
     let followed = job.vma.range.intersection(space.host.window());
-    space.host.mirror(followed).map_err(refused_by_host)?;
+    if space.host.mirror(followed).map_err(refused_by_host)? == Mirrored::FromNow {
+        return Err(Moved::retry(Retry::LookAgain));
+    }
     let mut block = space.tables.lock(job.block, space.park);
     if !block.is_unchanged(job.sample) {
         return Err(Moved::retry(Retry::Sequence));
@@ -78,9 +83,10 @@ fn begin_and_take<H: Host>(
     if !here.is_empty() && block.owner() != job.device {
         return Err(Moved::retry(Retry::OtherOwner));
     }
-    let pages = job.pages - here;
+    let pinned = space.userptrs.pinned_in(block.number(), space.park);
+    let pages = job.pages - here - pinned;
     if pages.is_empty() {
-        return Err(Moved::default());
+        return Err(Moved { refused: job.pages & pinned, ..Moved::default() });
     }
     if block.is_busy(&pages) {
         return Err(Moved::retry(Retry::InTransit(block.transit_busy())));
@@ -88,6 +94,7 @@ fn begin_and_take<H: Host>(
     for each in block.devices() {
         unlink(space, &mut block, each, &pages);
     }
+    drop_from_userptrs(space, block.number(), &pages);
     let wish = slot_wish(space.policy.granularity(), &pages);
     device
         .memory
@@ -102,7 +109,7 @@ fn begin_and_take<H: Host>(
     }
     let number = block.number();
     drop(block);
-    Ok((pages, space.host.take(number, &pages, staging)))
+    Ok((pages, space.host.take(number, &pages, staging), job.pages & pinned))
 }
 
 /// Traps touches of absent pages in the mapping's part of the block, before the first page is taken.

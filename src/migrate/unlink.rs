@@ -1,8 +1,8 @@
 use super::Space;
 use crate::dma;
-use crate::granule::BlockGuard;
+use crate::granule::{BlockGuard, UserptrGuard};
 use crate::ports::{Count, Host, IommuError};
-use crate::units::{DeviceId, PAGE_SHIFT, PageIndex, PageMask};
+use crate::units::{BlockNo, DeviceId, PAGE_SHIFT, PageIndex, PageMask, VirtRange};
 
 /// Takes linked pages away from a device: device page table and TLB first, then the IOMMU, then the bits. Pages
 /// that are not linked are passed over. Under the block lock.
@@ -54,6 +54,40 @@ pub(crate) fn unlink_only<H: Host>(
     }
     block.unlinked(device, mapped);
     space.probe.add(Count::PagesUnlinked, mapped.count() as u64);
+}
+
+/// Drops pages of a userptr, by position: device page table, one flush over them, IOMMU, bits. Inside the gate or with
+/// it closed.
+pub fn drop_userptr_pages<H: Host>(
+    space: &Space<'_, H>,
+    held: &UserptrGuard<'_>,
+    hit: core::ops::Range<u64>,
+) {
+    let port = space.device(held.spec().device).port;
+    let at = held.spec().device_at + (hit.start << PAGE_SHIFT);
+    port.unmap(at, hit.end - hit.start);
+    port.flush(at, hit.end - hit.start);
+    let unlinked = held.list().unlink(port.iommu(), hit);
+    space.probe.add(Count::PagesUnlinked, unlinked);
+}
+
+/// Before pages of a block are taken: drops them from the userptrs that let them move. Under the block lock.
+pub(super) fn drop_from_userptrs<H: Host>(space: &Space<'_, H>, block: BlockNo, pages: &PageMask) {
+    for no in space.userptrs.numbers() {
+        let Some(mut held) = space.userptrs.lock(no, space.park) else { continue };
+        if !held.spec().range.mask_in(block).intersects(pages) {
+            continue;
+        }
+        held.begin_invalidation();
+        for run in pages.runs() {
+            let range = VirtRange::of_pages(block.page(PageIndex(run.start as u16)), run.len() as u64);
+            let hit = held.hit(range);
+            if !hit.is_empty() {
+                drop_userptr_pages(space, &held, hit);
+            }
+        }
+        held.end_invalidation();
+    }
 }
 
 #[cold]

@@ -13,6 +13,7 @@
 
 use core::fmt;
 use core::sync::atomic::AtomicI32;
+use core::time::Duration;
 
 use thiserror::Error;
 
@@ -20,6 +21,7 @@ use super::abi::{Errno, Outcome};
 use super::drops::Drops;
 use super::events::{CHILDREN, Signal};
 use super::pagemap::Pagemap;
+use super::park::FutexPark;
 use super::private::{PrivateArc, PrivateError, Slab};
 use super::staging::{Staging, StagingError};
 use super::tables::Tables;
@@ -27,7 +29,8 @@ use super::take::TakeWay;
 use super::userfaultfd::{Features, Mode, Role, Userfaultfd, UserfaultfdError};
 use super::vma::Vmas;
 use super::walk::{Step, walk};
-use crate::ports::{Host, HostError, HostEvent, Lookup, StagingId, Take, WORDS_PER_PAGE, Word};
+use crate::ports::{Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, WORDS_PER_PAGE, Word};
+use crate::sync::AtomicU32;
 use crate::units::{Access, BlockNo, PAGE_BYTES, PageMask, SPACE_BYTES, VirtAddr, VirtRange};
 
 /// How a [`LinuxHost`] is opened.
@@ -219,11 +222,12 @@ impl Host for LinuxHost {
         self.vmas.lookup(at)
     }
 
-    fn mirror(&self, range: VirtRange) -> Result<(), HostError> {
+    fn mirror(&self, range: VirtRange) -> Result<Mirrored, HostError> {
         if super::private::overlaps(range) {
             return Err(HostError::NotSupported);
         }
         let held = self.tables.lock();
+        let mut was = Mirrored::Already;
         while let Some(gap) = held.mirrored.first_gap(range) {
             if !held.has_room() {
                 return Err(HostError::MappingLimit);
@@ -232,8 +236,9 @@ impl Host for LinuxHost {
             // vouches that faults are served then.
             unsafe { self.uffd.register(gap, Mode::WriteProtect) }.map_err(registration_error)?;
             held.mirrored.insert(gap).map_err(|_| HostError::MappingLimit)?;
+            was = Mirrored::FromNow;
         }
-        Ok(())
+        Ok(was)
     }
 
     fn arm(&self, range: VirtRange) -> Result<(), HostError> {
@@ -339,6 +344,10 @@ impl Host for LinuxHost {
 
     fn drain(&self, out: &mut [HostEvent]) -> usize {
         self.read_messages(out)
+    }
+
+    fn wait_word(&self, word: &AtomicU32, seen: u32, limit_ns: u64) {
+        FutexPark.park_for(word, seen, Duration::from_nanos(limit_ns));
     }
 
     fn pause(&self) {

@@ -1,6 +1,7 @@
 use thiserror::Error;
 
 use super::Word;
+use crate::sync::AtomicU32;
 use crate::units::{Access, BlockNo, PageMask, VirtAddr, VirtRange};
 
 /// The CPU side of one address space.
@@ -29,12 +30,13 @@ pub trait Host: Sync {
     /// [`HostError`] if the kernel cannot be asked.
     fn vma(&self, at: VirtAddr) -> Result<Lookup, HostError>;
 
-    /// Follows a mapping from now on. Idempotent.
+    /// Follows a mapping from now on. Idempotent. [`Mirrored::FromNow`] if any part of it was not followed before:
+    /// what was known of it until now may be out of date without an event to tell.
     ///
     /// # Errors
     /// [`HostError::Changing`], [`HostError::NotSupported`] for memory that gives no events,
     /// [`HostError::MappingLimit`], [`HostError::OutOfMemory`]; what was followed before still is.
-    fn mirror(&self, range: VirtRange) -> Result<(), HostError>;
+    fn mirror(&self, range: VirtRange) -> Result<Mirrored, HostError>;
 
     /// Traps touches of absent pages. `range` lies in one block and is mirrored. Idempotent.
     ///
@@ -99,12 +101,25 @@ pub trait Host: Sync {
     /// a thread of the application has run again.
     fn pause(&self);
 
+    /// Sleeps until `word` moves away from `seen`, at most `limit_ns`. Called by the reader: touches private memory
+    /// only.
+    fn wait_word(&self, word: &AtomicU32, seen: u32, limit_ns: u64);
+
     /// Copies `words` to absent pages of a child that was forked, at the same address. Best effort: a page that the
     /// child has already is left alone.
     fn child_fill(&self, child: u32, at: VirtAddr, words: &[Word]);
 
     /// The child has everything; it is let go on its own.
     fn child_done(&self, child: u32);
+}
+
+/// Since when a mapping is followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mirrored {
+    /// Since before: every change since then is or will be an event.
+    Already,
+    /// Since this call: look at the mapping again.
+    FromNow,
 }
 
 /// A staging slot of a [`Host`].

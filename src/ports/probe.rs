@@ -22,6 +22,7 @@ pub enum Count {
     Invalidations,
     InvalidatedPages,
     RetrySequence,
+    RetryNewlyMirrored,
     RetryInTransit,
     RetryAddressSpaceChanging,
     RetryDeviceFull,
@@ -33,7 +34,7 @@ pub enum Count {
 
 impl Count {
     /// Every counter, in the order of their numbers.
-    pub const ALL: [Count; 23] = [
+    pub const ALL: [Count; 24] = [
         Count::DeviceFaults,
         Count::DeviceFaultsDuplicate,
         Count::DeviceBatches,
@@ -50,6 +51,7 @@ impl Count {
         Count::Invalidations,
         Count::InvalidatedPages,
         Count::RetrySequence,
+        Count::RetryNewlyMirrored,
         Count::RetryInTransit,
         Count::RetryAddressSpaceChanging,
         Count::RetryDeviceFull,

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::core::Core;
 use super::device_thread::DeviceThread;
+use super::request::Asker;
 use super::{reader_thread, svm::Svm};
 use crate::granule::MAX_DEVICES;
 use crate::os::private::{PrivateArc, PrivateError};
@@ -183,12 +184,11 @@ impl SvmBuilder {
 fn start(core: PrivateArc<Core>, device_count: usize, workers: usize) -> Result<Svm, BuildError> {
     let mut svm = Svm {
         core: core.clone(),
-        requests: Vec::new(),
+        asker: Asker::new(core.clone(), Vec::new()),
         device_threads: Vec::new(),
         reader: None,
         pool: None,
         workers: Vec::new(),
-        process: std::process::id(),
     };
     let reader = core.clone();
     svm.reader = Some(thread::spawn("granule-reader", move || reader_thread::run(&reader))?);
@@ -201,6 +201,7 @@ fn start(core: PrivateArc<Core>, device_count: usize, workers: usize) -> Result<
     let pool = Arc::new(pool.build()?);
     svm.workers = handles;
     svm.pool = Some(pool.clone());
+    let mut senders = Vec::new();
     for device in 0..device_count {
         let (sender, requests) = channel();
         let (core, pool) = (core.clone(), pool.clone());
@@ -209,7 +210,8 @@ fn start(core: PrivateArc<Core>, device_count: usize, workers: usize) -> Result<
             DeviceThread { core: &core, device: DeviceId(device as u8), seat, pool: &pool }.run(&requests);
         };
         svm.device_threads.push(thread::spawn_with_stack("granule-device", 1 << 20, body)?);
-        svm.requests.push(sender);
+        senders.push(sender);
+        svm.asker = Asker::new(svm.core.clone(), senders.clone());
     }
     Ok(svm)
 }

@@ -2,7 +2,7 @@
 //! Everything of one [`Svm`](super::Svm) that its threads touch, in one private mapping.
 
 use crate::dma::{IovaError, IovaSpace, ReserveIova};
-use crate::granule::{Gate, Homecomings, Tables};
+use crate::granule::{Gate, Homecomings, Tables, Userptrs};
 use crate::migrate::{DeviceMemory, EvictionOrder, Space, SpaceDevice};
 use crate::os::private::{PrivateArc, PrivateError};
 use crate::os::{FutexPark, LinuxHost, MonotonicClock};
@@ -13,10 +13,12 @@ use crate::units::Iova;
 
 use super::memory::{Lent, Memory};
 use super::statistics::Statistics;
+use super::userptr::Registrations;
 
 /// State and ports of one space. Fields are dropped from top to bottom: the space before what it borrows from.
 pub(crate) struct Core {
     pub(super) space: Space<'static, LinuxHost>,
+    pub(super) registrations: Registrations,
     pub(super) stopping: AtomicU32,
     pub(super) clock: MonotonicClock,
     _devices: PrivateArc<[SpaceDevice<'static>]>,
@@ -46,6 +48,10 @@ impl ReserveIova for DeviceIova {
         self.0.lock().free(base, bytes)
     }
 }
+
+/// How long an invalidation waits for submissions that use a userptr. The application's thread that changes its
+/// mappings waits as long.
+const FENCE_LIMIT_NS: u64 = 1_000_000_000;
 
 static PARK: FutexPark = FutexPark;
 
@@ -98,7 +104,8 @@ impl Core {
             .collect::<Result<Vec<_>, _>>()?;
         // SAFETY: `memory` is a field of the result below `space`, its slabs do not move, and `space` is dropped
         // first; threads that use it are joined before (`Svm::drop`).
-        let Lent { tables, seats, transits, homecomings, chunks } = unsafe { memory.lend_all() };
+        let Lent { tables, seats, transits, homecomings, userptrs, userptr_words, chunks } =
+            unsafe { memory.lend_all() };
         let devices: Vec<SpaceDevice<'static>> = ports
             .iter()
             .zip(chunks)
@@ -126,10 +133,13 @@ impl Core {
             policy: policy_ref,
             probe: probe_ref,
             devices: device_ref,
+            userptrs: Userptrs::new(userptrs, userptr_words),
+            fence_limit_ns: FENCE_LIMIT_NS,
             homecomings: Homecomings::new(homecomings),
         };
         Ok(Self {
             space,
+            registrations: Registrations::new(),
             stopping: AtomicU32::new(0),
             clock: MonotonicClock,
             _devices: devices,

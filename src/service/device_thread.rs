@@ -3,11 +3,13 @@ use std::sync::mpsc::Receiver;
 use rayon::prelude::*;
 
 use super::core::Core;
-use super::request::{Ask, Request};
-use crate::fault::{BlockFault, group, serve};
+use super::request::{Answered, Ask, Request};
+use crate::dma::DmaRange;
+use crate::fault::{BlockFault, group, register, release, revalidate, serve, serve_alias};
+use crate::granule::UserptrNo;
 use crate::migrate::{Retry, to_ram, unlink};
 use crate::ports::{Clock, Count, DeviceFault, Host, Timing};
-use crate::units::{BlockNo, DeviceId, GRANULE_BYTES, PageIndex, PageMask, Seat, VirtAddr, VirtRange};
+use crate::units::{BlockNo, DeviceId, GRANULE_BYTES, Iova, PageIndex, PageMask, Seat, VirtAddr, VirtRange};
 
 /// Faults fetched at once.
 const BATCH: usize = 256;
@@ -42,16 +44,53 @@ impl DeviceThread<'_> {
                 self.answer(&mut faults[..fetched], &mut groups, since_ns);
             }
             while let Ok(request) = requests.try_recv() {
-                let (done, stop) = match request.what {
-                    Ask::Prefetch(range) => (self.prefetch(range), false),
-                    Ask::ToRam(range) => (self.range_to_ram(range), false),
-                    Ask::Stop => (self.stop(), true),
-                };
+                let is_stop = matches!(request.what, Ask::Stop);
                 // Whoever asked may have gone.
-                let _ = request.reply.send(Ok(done));
-                if stop {
+                let _ = request.reply.send(self.do_request(request.what));
+                if is_stop {
                     return;
                 }
+            }
+        }
+    }
+
+    fn do_request(&self, what: Ask) -> Answered {
+        let space = &self.core.space;
+        match what {
+            Ask::Prefetch(range) => Answered::Pages(self.prefetch(range)),
+            Ask::ToRam(range) => Answered::Pages(self.range_to_ram(range)),
+            Ask::Register(no, spec) => {
+                register(space, self.seat, no, &spec);
+                Answered::Done
+            }
+            Ask::Validate(no, part) => Answered::Validated(revalidate(space, self.seat, no, part)),
+            Ask::DmaRanges(no) => Answered::Ranges(self.dma_ranges(no)),
+            Ask::Release(no) => {
+                release(space, self.seat, no);
+                Answered::Done
+            }
+            Ask::Stop => Answered::Pages(self.stop()),
+        }
+    }
+
+    /// Collects in rounds on the stack: the record's lock is not held while the heap is touched.
+    fn dma_ranges(&self, no: UserptrNo) -> Vec<DmaRange> {
+        const ROUND: usize = 64;
+        let space = &self.core.space;
+        let mut all = Vec::new();
+        loop {
+            let mut round = [DmaRange { addr: Iova(0), bytes: 0, flags: 0 }; ROUND];
+            let mut got = 0;
+            if let Some(held) = space.userptrs.lock(no, space.park) {
+                let access = held.spec().access;
+                for range in held.list().dma_ranges(access).skip(all.len()).take(ROUND) {
+                    round[got] = range;
+                    got += 1;
+                }
+            }
+            all.extend_from_slice(&round[..got]);
+            if got < ROUND {
+                return all;
             }
         }
     }
@@ -60,9 +99,11 @@ impl DeviceThread<'_> {
     fn answer(&self, faults: &mut [DeviceFault], groups: &mut [BlockFault], since_ns: u64) {
         let space = &self.core.space;
         let port = space.device(self.device).port;
+        let fetched = faults.len();
+        let faults = self.serve_aliases(faults);
         let (used, duplicates) = group(faults, self.device, groups);
         space.probe.add(Count::DeviceBatches, 1);
-        space.probe.add(Count::DeviceFaults, faults.len() as u64);
+        space.probe.add(Count::DeviceFaults, fetched as u64);
         space.probe.add(Count::DeviceFaultsDuplicate, duplicates);
         let (faults, groups) = (&*faults, &groups[..used]);
         if let [only] = groups {
@@ -77,9 +118,30 @@ impl DeviceThread<'_> {
         }
         port.replay();
         let took_ns = self.core.clock.now_ns() - since_ns;
-        for _ in faults {
+        for _ in 0..fetched {
             space.probe.time(Timing::DeviceFault, took_ns);
         }
+    }
+
+    /// Serves the faults at device addresses that are not the process's own; returns the others.
+    fn serve_aliases<'f>(&self, faults: &'f mut [DeviceFault]) -> &'f mut [DeviceFault] {
+        let space = &self.core.space;
+        if space.userptrs.is_empty() {
+            return faults;
+        }
+        let mut kept = 0;
+        for at in 0..faults.len() {
+            let fault = faults[at];
+            match serve_alias(space, self.seat, fault.at, self.device, fault.access) {
+                None => {
+                    faults[kept] = fault;
+                    kept += 1;
+                }
+                Some(Ok(())) => {}
+                Some(Err(cause)) => space.device(self.device).port.cancel(&fault, cause),
+            }
+        }
+        &mut faults[..kept]
     }
 
     fn serve_group(&self, seat: Seat, group: &BlockFault, faults: &[DeviceFault]) {
@@ -135,6 +197,11 @@ impl DeviceThread<'_> {
         let space = &self.core.space;
         let device = space.device(self.device);
         device.port.detach();
+        for no in space.userptrs.numbers() {
+            if space.userptrs.lock(no, space.park).is_some_and(|held| held.spec().device == self.device) {
+                release(space, self.seat, no);
+            }
+        }
         self.range_to_ram(space.host.window());
         let mut left = 0;
         for index in space.tables.all_blocks() {

@@ -3,11 +3,11 @@
 
 use crate::granule::{
     BlockRecord, DevicePlane, FineSlots, GateSeat, GranuleRecord, HomecomingRecord, TableMemory, TableNode,
-    TransitRecord,
+    TransitRecord, UserptrRecord,
 };
 use crate::migrate::ChunkRecord;
 use crate::os::private::{PrivateError, Slab, ZeroValid};
-use crate::sync::AtomicU32;
+use crate::sync::{AtomicU32, AtomicU64};
 use crate::units::BLOCK_BYTES;
 
 // SAFETY (all of these): they consist of atomics (and locks made of one), for which zero is a valid value (`Default`
@@ -29,6 +29,8 @@ unsafe impl ZeroValid for TransitRecord {}
 unsafe impl ZeroValid for ChunkRecord {}
 // SAFETY: as above.
 unsafe impl ZeroValid for HomecomingRecord {}
+// SAFETY: as above.
+unsafe impl ZeroValid for UserptrRecord {}
 
 /// Slabs for one space. Addresses are reserved for all of it; memory is used as it is touched.
 pub(super) struct Memory {
@@ -41,11 +43,17 @@ pub(super) struct Memory {
     seats: Slab<GateSeat>,
     transits: Slab<TransitRecord>,
     homecomings: Slab<HomecomingRecord>,
+    userptrs: Slab<UserptrRecord>,
+    userptr_words: Slab<AtomicU64>,
     chunks: Vec<Slab<ChunkRecord>>,
 }
 
 /// Granules that one space can know: 32 TiB of touched address space.
 const GRANULES: usize = 1 << 16;
+/// Userptrs that one space can have at once.
+pub(super) const USERPTRS: usize = 1 << 14;
+/// 64-page words of all their link bitmaps: 1 TiB of registered memory.
+pub(super) const USERPTR_WORDS: usize = 1 << 22;
 /// Blocks that one space can know: 4 TiB of touched address space.
 const BLOCKS: usize = 1 << 21;
 
@@ -63,6 +71,8 @@ impl Memory {
             seats: Slab::new(seats)?,
             transits: Slab::new(seats)?,
             homecomings: Slab::new(2 * blocks_on_devices + 2 * seats)?,
+            userptrs: Slab::new(USERPTRS)?,
+            userptr_words: Slab::new(USERPTR_WORDS)?,
             chunks: device_memory_bytes
                 .iter()
                 .map(|bytes| Slab::new((bytes / BLOCK_BYTES) as usize))
@@ -99,6 +109,8 @@ impl Memory {
                 seats: Self::lend(&self.seats),
                 transits: Self::lend(&self.transits),
                 homecomings: Self::lend(&self.homecomings),
+                userptrs: Self::lend(&self.userptrs),
+                userptr_words: Self::lend(&self.userptr_words),
                 chunks: self.chunks.iter().map(|chunks| Self::lend(chunks)).collect(),
             }
         }
@@ -122,5 +134,7 @@ pub(super) struct Lent {
     pub(super) seats: &'static [GateSeat],
     pub(super) transits: &'static [TransitRecord],
     pub(super) homecomings: &'static [HomecomingRecord],
+    pub(super) userptrs: &'static [UserptrRecord],
+    pub(super) userptr_words: &'static [AtomicU64],
     pub(super) chunks: Vec<&'static [ChunkRecord]>,
 }

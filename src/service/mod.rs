@@ -19,12 +19,17 @@ mod core;
 mod device_thread;
 mod memory;
 mod reader_thread;
+mod region;
 mod request;
 mod statistics;
 mod svm;
+mod userptr;
 
 pub use builder::{BuildError, SvmBuilder};
+pub use region::{Region, RegionError};
+pub use request::RequestError;
 pub use statistics::{Distribution, MemoryUse, Stats};
-pub use svm::{RequestError, Svm};
+pub use svm::Svm;
+pub use userptr::{Submission, Userptr, UserptrError, UserptrOptions, Valid};
 
 pub use crate::policy::Granularity;

@@ -1,15 +1,14 @@
-use std::sync::mpsc::{Sender, sync_channel};
-
-use thiserror::Error;
-
 use super::builder::SvmBuilder;
 use super::core::Core;
-use super::request::{Ask, Request};
+use super::region::{Region, RegionError};
+use super::request::{Ask, Asker, RequestError};
 use super::statistics::{MemoryUse, Stats};
+use super::userptr::{Userptr, UserptrError, UserptrOptions};
 use crate::os::private::PrivateArc;
 use crate::os::thread::ServiceThread;
+use crate::ports::Host;
 use crate::sync::Ordering;
-use crate::units::{DeviceId, VirtRange, WrapError};
+use crate::units::{DeviceId, VirtAddr, VirtRange};
 
 /// A shared address space: while it lives, its devices may use every pointer of the process (or of its window).
 ///
@@ -17,33 +16,11 @@ use crate::units::{DeviceId, VirtRange, WrapError};
 /// does nothing: the child has no devices.
 pub struct Svm {
     pub(super) core: PrivateArc<Core>,
-    pub(super) requests: Vec<Sender<Request>>,
+    pub(super) asker: Asker,
     pub(super) device_threads: Vec<ServiceThread>,
     pub(super) reader: Option<ServiceThread>,
     pub(super) pool: Option<std::sync::Arc<rayon::ThreadPool>>,
     pub(super) workers: Vec<ServiceThread>,
-    pub(super) process: u32,
-}
-
-/// Why a request was not done. Nothing is changed then.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-#[non_exhaustive]
-pub enum RequestError {
-    /// No such device.
-    #[error("there is no {0} in this address space; ids count from dev0 in the order of the builder")]
-    NoDevice(DeviceId),
-    /// The range wraps.
-    #[error(transparent)]
-    Wrap(#[from] WrapError),
-    /// The range leaves the window.
-    #[error("{0} leaves the window of this address space; ask for a range inside of it")]
-    OutsideWindow(VirtRange),
-    /// This is a child after fork.
-    #[error("this process is a child after fork: the address space stayed with its parent")]
-    NotThisProcess,
-    /// The service has ended.
-    #[error("the service of this address space has ended; build a new one")]
-    Ended,
 }
 
 impl Svm {
@@ -58,7 +35,8 @@ impl Svm {
     /// # Errors
     /// [`RequestError`]. Pages without a mapping are not an error: they are not counted.
     pub fn prefetch(&self, range: VirtRange, device: DeviceId) -> Result<u64, RequestError> {
-        self.ask(device, range, Ask::Prefetch(range))
+        self.check(range)?;
+        self.asker.ask_pages(device, Ask::Prefetch(range))
     }
 
     /// Brings what of a range is on a device to RAM. Waits until it is done; returns how many pages came home.
@@ -66,22 +44,36 @@ impl Svm {
     /// # Errors
     /// [`RequestError`].
     pub fn to_ram(&self, range: VirtRange) -> Result<u64, RequestError> {
-        self.ask(DeviceId(0), range, Ask::ToRam(range))
+        self.check(range)?;
+        self.asker.ask_pages(DeviceId(0), Ask::ToRam(range))
     }
 
-    fn ask(&self, device: DeviceId, range: VirtRange, what: Ask) -> Result<u64, RequestError> {
-        if std::process::id() != self.process {
-            return Err(RequestError::NotThisProcess);
-        }
-        let window = crate::ports::Host::window(&*self.core.host);
-        if !window.covers(range) {
-            return Err(RequestError::OutsideWindow(range));
-        }
-        let sender = self.requests.get(device.0 as usize).ok_or(RequestError::NoDevice(device))?;
-        let (reply, answer) = sync_channel(1);
-        sender.send(Request { what, reply }).map_err(|_| RequestError::Ended)?;
-        self.core.space.device(device).port.interrupt();
-        answer.recv().map_err(|_| RequestError::Ended)?
+    /// Registers `bytes` bytes from `start` for a device in advance, at any alignment: links them (unless they may
+    /// move), and keeps them linked until the handle is dropped. Waits until it is done.
+    ///
+    /// # Errors
+    /// [`UserptrError`]; nothing stays registered then.
+    pub fn userptr(
+        &self,
+        start: VirtAddr,
+        bytes: u64,
+        options: UserptrOptions,
+    ) -> Result<Userptr, UserptrError> {
+        Userptr::register(self.core.clone(), self.asker.clone(), start, bytes, options)
+    }
+
+    /// Allocates `bytes` bytes (rounded up to whole pages) of zeroed memory in a memfd that is mapped twice: devices
+    /// link it, and what they link stays valid for the region's life. Its sharing is that of a shared mapping: a child
+    /// after fork sees the same memory.
+    ///
+    /// # Errors
+    /// [`RegionError`]; nothing is left behind.
+    pub fn alloc(&self, bytes: u64) -> Result<Region, RegionError> {
+        Region::new(bytes)
+    }
+
+    fn check(&self, range: VirtRange) -> Result<(), RequestError> {
+        if self.core.host.window().covers(range) { Ok(()) } else { Err(RequestError::OutsideWindow(range)) }
     }
 
     /// What was done so far.
@@ -105,19 +97,17 @@ impl Svm {
 
 impl Drop for Svm {
     fn drop(&mut self) {
-        if std::process::id() != self.process {
+        if !self.asker.is_this_process() {
             return;
         }
-        for (device, sender) in self.requests.drain(..).enumerate() {
-            let (reply, answer) = sync_channel(1);
-            if sender.send(Request { what: Ask::Stop, reply }).is_ok() {
-                self.core.space.device(DeviceId(device as u8)).port.interrupt();
-                match answer.recv() {
-                    Ok(Ok(0)) => {}
-                    Ok(Ok(pages)) => {
-                        tracing::error!(pages, "pages were left on a device whose memory cannot be read");
-                    }
-                    _ => tracing::error!(device, "a device thread ended before it was asked to"),
+        for device in self.asker.devices() {
+            match self.asker.ask_pages(device, Ask::Stop) {
+                Ok(0) => {}
+                Ok(pages) => {
+                    tracing::error!(pages, "pages were left on a device whose memory cannot be read")
+                }
+                Err(error) => {
+                    tracing::error!(%device, %error, "a device thread ended before it was asked to")
                 }
             }
         }

@@ -11,15 +11,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use granule::dma::{IovaError, IovaSpace, ReserveIova};
 use granule::granule::{
     BlockRecord, DevicePlane, FineSlots, Gate, GateSeat, GranuleRecord, HomecomingRecord, Homecomings,
-    TableMemory, TableNode, Tables, TransitRecord,
+    TableMemory, TableNode, Tables, TransitRecord, UserptrRecord, Userptrs,
 };
 use granule::migrate::{ChunkRecord, DeviceMemory, EvictionOrder, Space, SpaceDevice};
 use granule::policy::Policy;
 use granule::ports::{
     Clock, Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, Host, HostError, HostEvent, Iommu,
-    IommuError, Lookup, MapTarget, Probe, StagingId, Take, Vma, VmaKind, WORDS_PER_PAGE, Word,
+    IommuError, Lookup, MapTarget, Mirrored, Probe, StagingId, Take, Vma, VmaKind, WORDS_PER_PAGE, Word,
 };
-use granule::sync::{AtomicU32, Ordering, Park};
+use granule::sync::{AtomicU32, AtomicU64, Ordering, Park};
 use granule::units::{
     Access, BLOCK_BYTES, BlockNo, DevAddr, DevMemAddr, Iova, PAGE_BYTES, PAGES_PER_BLOCK, PageIndex,
     PageMask, PhysAddr, VirtAddr, VirtRange,
@@ -229,16 +229,19 @@ impl Host for SimHost {
         let range = VirtRange::of_pages(VirtAddr(first * PAGE_BYTES), end - first);
         Ok(Lookup::Mapped(Vma { range, access: Some(here.access), kind: here.kind }))
     }
-    fn mirror(&self, range: VirtRange) -> Result<(), HostError> {
+    fn mirror(&self, range: VirtRange) -> Result<Mirrored, HostError> {
         self.step();
         let mut world = self.world.lock().unwrap();
+        let mut was = Mirrored::Already;
         for page in no(range.start())..no(range.end()) {
             if !world.mapped.contains_key(&page) {
                 return Err(HostError::NoMapping);
             }
-            world.mirrored.insert(page);
+            if world.mirrored.insert(page) {
+                was = Mirrored::FromNow;
+            }
         }
-        Ok(())
+        Ok(was)
     }
     fn arm(&self, range: VirtRange) -> Result<(), HostError> {
         self.step();
@@ -364,6 +367,9 @@ impl Host for SimHost {
         world.events.extend(&all[n..]);
         world.read += n as u64;
         n
+    }
+    fn wait_word(&self, word: &AtomicU32, seen: u32, _: u64) {
+        YieldPark.park(word, seen);
     }
     fn pause(&self) {
         yield_now();
@@ -553,6 +559,8 @@ pub struct SimMemory {
     seats: Vec<GateSeat>,
     transits: Vec<TransitRecord>,
     homecomings: Vec<HomecomingRecord>,
+    userptrs: Vec<UserptrRecord>,
+    userptr_words: Vec<AtomicU64>,
     chunks: Vec<ChunkRecord>,
     iova: SimIova,
 }
@@ -574,6 +582,8 @@ impl SimMemory {
             seats: make(seats),
             transits: make(seats),
             homecomings: make(2),
+            userptrs: make(2),
+            userptr_words: (0..2).map(|_| AtomicU64::new(0)).collect(),
             chunks: make((device.caps().memory_bytes / BLOCK_BYTES) as usize),
             iova: SimIova(Mutex::new(IovaSpace::new(device.iommu().aperture(), &[]))),
         }
@@ -614,6 +624,8 @@ impl SimMemory {
             policy,
             probe,
             devices,
+            userptrs: Userptrs::new(&self.userptrs, &self.userptr_words),
+            fence_limit_ns: 1_000_000_000,
             homecomings: Homecomings::new(&self.homecomings),
         }
     }

@@ -34,6 +34,16 @@ pub enum BuildError {
     /// No memory file.
     #[error("no memory file for device memory: {0}")]
     Memfd(String),
+    /// No memory to fill device memory with.
+    #[error(
+        "the host cannot fill {bytes} bytes of device memory ({errno}); ask for less, or do not populate it"
+    )]
+    Populate {
+        /// What was asked for.
+        bytes: u64,
+        /// What the kernel said.
+        errno: String,
+    },
     /// No private memory.
     #[error(transparent)]
     Private(#[from] PrivateError),
@@ -49,6 +59,7 @@ pub enum BuildError {
 #[derive(Clone, Debug)]
 pub struct Builder {
     pub(super) memory_bytes: u64,
+    pub(super) populate: bool,
     pub(super) engines: usize,
     pub(super) fault_buffer_entries: usize,
     pub(super) table_bytes: u64,
@@ -62,6 +73,7 @@ impl Default for Builder {
     fn default() -> Self {
         Self {
             memory_bytes: 64 << 20,
+            populate: false,
             engines: 2,
             fault_buffer_entries: 256,
             table_bytes: 256 << 20,
@@ -82,6 +94,12 @@ impl Builder {
     /// Size of device memory in bytes, a multiple of 2 MiB. Default 64 MiB. Costs memory where it is touched.
     pub fn memory_bytes(mut self, bytes: u64) -> Self {
         self.memory_bytes = bytes;
+        self
+    }
+    /// Whether device memory is filled when the device is built, as on a real device, rather than when it is
+    /// touched. Default no. Measurements want it: a first touch costs the host a page fault.
+    pub fn populate(mut self, populate: bool) -> Self {
+        self.populate = populate;
         self
     }
     /// How many engines execute a kernel. Default 2.

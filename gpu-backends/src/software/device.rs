@@ -69,7 +69,7 @@ impl Inner {
         Ok(Self {
             entry: Entry::new(),
             engines,
-            memory: DeviceMemory::new(of.memory_bytes)?,
+            memory: DeviceMemory::new(of.memory_bytes, of.populate)?,
             table,
             iommu,
             faults,

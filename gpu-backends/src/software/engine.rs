@@ -20,9 +20,10 @@ use granule::os::private::{PrivateArc, PrivateBytes};
 use granule::os::thread::{ServiceThread, spawn_with_stack};
 use granule::sync::{AtomicU32, AtomicU64, Ordering, Park};
 
-use super::access::{AccessError, CHUNK_BYTES, Engine};
+use super::access::{CHUNK_BYTES, Engine};
 use super::builder::BuildError;
 use super::device::{Inner, PARK, SoftwareDevice};
+use super::scalar::AccessError;
 use super::tlb::Tlb;
 
 /// What an engine is told to call.

@@ -7,8 +7,10 @@
 //! | `device` | the device as the library sees it ([`granule::ports::Device`]) |
 //! | `engine` | threads, and how a kernel gets on them |
 //! | `access` | one access of a kernel |
+//! | `scalar` | what an access moves, and its errors |
 //! | `entry` | who is inside an access, and how to get them out |
 //! | `tlb` | the translations that an engine remembers |
+//! | `page_entry` | the entries of a page table |
 //! | `page_table` | leaves of 4 KiB, 64 KiB and 2 MiB, of the device and of the IOMMU |
 //! | `iommu` | the emulated IOMMU |
 //! | `fault_buffer` | faults and their answers |
@@ -26,12 +28,15 @@ mod fault_buffer;
 mod inject;
 mod iommu;
 mod memory;
+mod page_entry;
 mod page_table;
+mod scalar;
 mod tlb;
 
-pub use access::{AccessError, Engine, Scalar};
+pub use access::Engine;
 pub use builder::{BuildError, Builder};
 pub use counters::{Counters, FIRST_ERRORS};
 pub use device::{Broken, SoftwareDevice};
 pub use inject::{Inject, Latency};
 pub use page_table::LeafCounts;
+pub use scalar::{AccessError, Scalar};

@@ -6,14 +6,7 @@
 //! 2 MiB leaf stands in level 1. A 64 KiB leaf is 16 neighbouring entries of level 0 that carry `JOINED`: their
 //! targets are consecutive, aligned to 64 KiB, with the same permission.
 //!
-//! | bit of an entry | set means |
-//! |---|---|
-//! | `VALID` | it leads somewhere |
-//! | `WRITE` | writes are permitted |
-//! | `SYSTEM` | the target is an address on the far side, not device memory |
-//! | `LEAF` | in level 1: a leaf of 2 MiB, not a table |
-//! | `JOINED` | in level 0: part of a leaf of 64 KiB |
-//! | from 12 | the target's page, or the number of the next node |
+//! Their bits are explained in `page_entry`.
 //!
 //! # Rules
 //! 1. Changes are made under the table's lock; walkers take no lock. An entry is stored with release after the
@@ -30,47 +23,15 @@ use granule::os::private::{PrivateError, Slab};
 use granule::sync::{AtomicU32, AtomicU64, Ordering, WordLock};
 use granule::units::{Access, BLOCK_BYTES, PAGE_BYTES, SPACE_BYTES};
 
-const VALID: u64 = 1;
-const WRITE: u64 = 2;
-const SYSTEM: u64 = 4;
-const LEAF: u64 = 8;
-const JOINED: u64 = 16;
-const TARGET: u64 = !(PAGE_BYTES - 1);
-
-const FANOUT: usize = 512;
-const JOINED_PAGES: usize = 16;
-const JOINED_BYTES: u64 = JOINED_PAGES as u64 * PAGE_BYTES;
+use super::page_entry::{
+    Edit, FANOUT, JOINED, JOINED_BYTES, JOINED_PAGES, LEAF, SYSTEM, TARGET, VALID, WRITE, block_end, index,
+    join, leaf,
+};
+pub(crate) use super::page_entry::{Found, Leaf};
 
 /// The table's lock is all that is waited for, so no memory is left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct OutOfNodes;
-
-/// A translation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Leaf {
-    /// First address that it translates.
-    pub base: u64,
-    /// How many bytes it translates: 4 KiB, 64 KiB or 2 MiB.
-    pub bytes: u64,
-    /// What `base` leads to.
-    pub target: u64,
-    /// The target lies on the far side, not in device memory.
-    pub system: bool,
-    /// Writes are permitted.
-    pub write: bool,
-}
-
-impl Leaf {
-    pub(crate) fn covers(&self, access: Access) -> bool {
-        self.write || access == Access::Read
-    }
-}
-
-/// What stands at an address: a leaf, or a hole up to an address (exclusive).
-pub(crate) enum Found {
-    Leaf(Leaf),
-    Hole(u64),
-}
 
 /// How many leaves of each size a table holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -91,37 +52,6 @@ pub(crate) trait Quiet {
     fn completed(&self) -> u64;
     /// A whole flush.
     fn flush_all(&self);
-}
-
-/// One change of a run of pages.
-#[derive(Clone, Copy)]
-enum Edit {
-    /// To consecutive targets: what the first page gets, and the bits.
-    Set {
-        target: u64,
-        bits: u64,
-    },
-    Clear,
-    Protect {
-        write: bool,
-    },
-}
-
-impl Edit {
-    fn advanced(self, bytes: u64) -> Self {
-        match self {
-            Edit::Set { target, bits } => Edit::Set { target: target + bytes, bits },
-            other => other,
-        }
-    }
-    fn apply(self, index: usize, old: u64) -> u64 {
-        match self {
-            Edit::Set { target, bits } => (target + index as u64 * PAGE_BYTES) | bits,
-            Edit::Clear => 0,
-            Edit::Protect { .. } if old & VALID == 0 => 0,
-            Edit::Protect { write } => (old & !(WRITE | JOINED)) | if write { WRITE } else { 0 },
-        }
-    }
 }
 
 pub(crate) struct PageTable {
@@ -356,6 +286,12 @@ impl PageTable {
                 return;
             }
             (false, _, Edit::Clear | Edit::Protect { .. }) => return,
+            // What the large leaf says already.
+            (true, true, Edit::Set { target, bits })
+                if old == (target.wrapping_sub(from % BLOCK_BYTES) | bits | LEAF) =>
+            {
+                return;
+            }
             _ => {}
         }
         let node = match (old & VALID != 0, old & LEAF != 0) {
@@ -383,6 +319,7 @@ impl PageTable {
 
     /// Changes entries of level 0 and makes the 64 KiB leaves right around them.
     fn edit_pages(&self, node: u64, first: usize, pages: usize, edit: Edit) {
+        let entries = &self.entries[node as usize * FANOUT..][..FANOUT];
         let groups = (first / JOINED_PAGES)..(first + pages).div_ceil(JOINED_PAGES);
         // A leaf that is hit in part is none any more, before any of its entries changes.
         for group in groups.clone() {
@@ -390,14 +327,12 @@ impl PageTable {
             if group >= first && group + JOINED_PAGES <= first + pages {
                 continue;
             }
-            for at in group..group + JOINED_PAGES {
-                let entry = self.entry(node, at);
+            for entry in &entries[group..group + JOINED_PAGES] {
                 entry.store(entry.load(Ordering::Relaxed) & !JOINED, Ordering::Release);
             }
         }
         let (mut came, mut went) = (0, 0);
-        for page in 0..pages {
-            let entry = self.entry(node, first + page);
+        for (page, entry) in entries[first..first + pages].iter().enumerate() {
             let old = entry.load(Ordering::Relaxed);
             let new = edit.apply(page, old);
             entry.store(new, Ordering::Release);
@@ -406,29 +341,8 @@ impl PageTable {
         }
         let live = &self.live[node as usize];
         live.store(live.load(Ordering::Relaxed) + came - went, Ordering::Relaxed);
-        if matches!(edit, Edit::Clear) {
-            return;
-        }
-        for group in groups {
-            self.join(node, group * JOINED_PAGES);
-        }
-    }
-
-    /// Makes 16 entries a leaf of 64 KiB if they fit together.
-    fn join(&self, node: u64, first: usize) {
-        let head = self.entry(node, first).load(Ordering::Relaxed) & !JOINED;
-        if head & VALID == 0 || !(head & TARGET).is_multiple_of(JOINED_BYTES) {
-            return;
-        }
-        let fits = |page: usize| {
-            let entry = self.entry(node, first + page).load(Ordering::Relaxed) & !JOINED;
-            entry == head + page as u64 * PAGE_BYTES
-        };
-        if (1..JOINED_PAGES).all(fits) {
-            for page in 0..JOINED_PAGES {
-                let entry = self.entry(node, first + page);
-                entry.store(entry.load(Ordering::Relaxed) | JOINED, Ordering::Release);
-            }
+        if !matches!(edit, Edit::Clear) {
+            groups.for_each(|group| join(&entries[group * JOINED_PAGES..][..JOINED_PAGES]));
         }
     }
 
@@ -561,19 +475,6 @@ impl PageTable {
             + self.out.resident_bytes()
             + self.out_stamp.resident_bytes()
     }
-}
-
-fn index(at: u64, shift: u32) -> usize {
-    (at >> shift) as usize % FANOUT
-}
-
-fn block_end(at: u64) -> u64 {
-    (at | (BLOCK_BYTES - 1)) + 1
-}
-
-fn leaf(at: u64, bytes: u64, entry: u64, target: u64) -> Leaf {
-    let (system, write) = (entry & SYSTEM != 0, entry & WRITE != 0);
-    Leaf { base: at & !(bytes - 1), bytes, target, system, write }
 }
 
 #[cfg(test)]
