@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::core::Core;
 use super::device_thread::DeviceThread;
 use super::request::Asker;
-use super::{reader_thread, svm::Svm};
+use super::{fork, reader_thread, svm::Svm};
 use crate::granule::MAX_DEVICES;
 use crate::os::private::{PrivateArc, PrivateError};
 use crate::os::thread::{self, ThreadError};
@@ -185,6 +185,7 @@ fn start(core: PrivateArc<Core>, device_count: usize, workers: usize) -> Result<
     let mut svm = Svm {
         core: core.clone(),
         asker: Asker::new(core.clone(), Vec::new()),
+        fork_number: None,
         device_threads: Vec::new(),
         reader: None,
         pool: None,
@@ -213,5 +214,6 @@ fn start(core: PrivateArc<Core>, device_count: usize, workers: usize) -> Result<
         senders.push(sender);
         svm.asker = Asker::new(svm.core.clone(), senders.clone());
     }
+    svm.fork_number = Some(fork::enter(&svm.asker));
     Ok(svm)
 }

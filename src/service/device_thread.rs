@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 
 use rayon::prelude::*;
@@ -26,6 +27,11 @@ pub(super) struct DeviceThread<'a> {
 const NO_FAULT: BlockFault =
     BlockFault { block: BlockNo(0), device: DeviceId(0), faulted: PageMask::EMPTY, written: PageMask::EMPTY };
 
+/// The next request: while held, whatever comes, for which it waits; else what had to wait, then what is there.
+fn next(requests: &Receiver<Request>, held: bool, waiting: &mut VecDeque<Request>) -> Option<Request> {
+    if held { requests.recv().ok() } else { waiting.pop_front().or_else(|| requests.try_recv().ok()) }
+}
+
 impl DeviceThread<'_> {
     /// Until asked to stop.
     pub(super) fn run(&self, requests: &Receiver<Request>) {
@@ -43,11 +49,23 @@ impl DeviceThread<'_> {
                 }
                 self.answer(&mut faults[..fetched], &mut groups, since_ns);
             }
-            while let Ok(request) = requests.try_recv() {
-                let is_stop = matches!(request.what, Ask::Stop);
+            // What is asked while a fork is under way waits for its end.
+            let mut held = false;
+            let mut waiting = VecDeque::new();
+            while let Some(request) = next(requests, held, &mut waiting) {
+                match request.what {
+                    Ask::Hold => held = true,
+                    Ask::Resume => held = false,
+                    Ask::Stop => {}
+                    _ if held => {
+                        waiting.push_back(request);
+                        continue;
+                    }
+                    _ => {}
+                }
                 // Whoever asked may have gone.
                 let _ = request.reply.send(self.do_request(request.what));
-                if is_stop {
+                if matches!(request.what, Ask::Stop) {
                     return;
                 }
             }
@@ -69,6 +87,8 @@ impl DeviceThread<'_> {
                 release(space, self.seat, no);
                 Answered::Done
             }
+            Ask::Hold => Answered::Pages(self.range_to_ram(space.host.window())),
+            Ask::Resume => Answered::Done,
             Ask::Stop => Answered::Pages(self.stop()),
         }
     }

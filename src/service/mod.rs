@@ -17,6 +17,7 @@
 mod builder;
 mod core;
 mod device_thread;
+mod fork;
 mod memory;
 mod reader_thread;
 mod region;

@@ -33,6 +33,10 @@ pub(super) enum Ask {
     DmaRanges(UserptrNo),
     /// End a userptr.
     Release(UserptrNo),
+    /// Bring everything to RAM, and serve nothing until `Resume`: the process is about to fork.
+    Hold,
+    /// The fork is done.
+    Resume,
     /// Bring everything of this device to RAM, unlink everything, and end; answers the pages that could not be read.
     Stop,
 }

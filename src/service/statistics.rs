@@ -99,7 +99,7 @@ impl Probe for Statistics {
 }
 
 /// What a space did so far.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Stats {
     counts: [u64; Count::ALL.len()],
     /// Service time of device faults: from the fetch of a fault's batch to its replay.

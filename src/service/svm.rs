@@ -1,5 +1,6 @@
 use super::builder::SvmBuilder;
 use super::core::Core;
+use super::fork;
 use super::region::{Region, RegionError};
 use super::request::{Ask, Asker, RequestError};
 use super::statistics::{MemoryUse, Stats};
@@ -17,6 +18,8 @@ use crate::units::{DeviceId, VirtAddr, VirtRange};
 pub struct Svm {
     pub(super) core: PrivateArc<Core>,
     pub(super) asker: Asker,
+    /// Its number among the spaces that a fork has to hold.
+    pub(super) fork_number: Option<u64>,
     pub(super) device_threads: Vec<ServiceThread>,
     pub(super) reader: Option<ServiceThread>,
     pub(super) pool: Option<std::sync::Arc<rayon::ThreadPool>>,
@@ -73,11 +76,17 @@ impl Svm {
     }
 
     fn check(&self, range: VirtRange) -> Result<(), RequestError> {
+        if !self.asker.is_this_process() {
+            return Err(RequestError::NotThisProcess);
+        }
         if self.core.host.window().covers(range) { Ok(()) } else { Err(RequestError::OutsideWindow(range)) }
     }
 
-    /// What was done so far.
+    /// What was done so far. All zero in a child after fork, which has nothing of it.
     pub fn stats(&self) -> Stats {
+        if !self.asker.is_this_process() {
+            return Stats::default();
+        }
         let [table_bytes, granule_bytes, block_bytes, fine_slot_bytes, device_record_bytes] =
             self.core.memory.resident_bytes();
         // An entry of each of the three ordered maps; their nodes are at least half full.
@@ -99,6 +108,9 @@ impl Drop for Svm {
     fn drop(&mut self) {
         if !self.asker.is_this_process() {
             return;
+        }
+        if let Some(number) = self.fork_number.take() {
+            fork::leave(number);
         }
         for device in self.asker.devices() {
             match self.asker.ask_pages(device, Ask::Stop) {

@@ -176,10 +176,10 @@ impl Userptr {
             return Err(UserptrError::Empty);
         }
         let range = VirtRange::covering(start, bytes).map_err(RequestError::from)?;
+        asker.check(options.device)?;
         if !core.host.window().covers(range) {
             return Err(RequestError::OutsideWindow(range).into());
         }
-        asker.check(options.device)?;
         let offset = start.0 % PAGE_BYTES;
         let device_at = options.device_at.unwrap_or(start.into());
         if device_at.0 % PAGE_BYTES != offset
