@@ -68,9 +68,12 @@ impl<'a> Walk<'a> {
         let (mut i, mut depth, mut test_next) = (0, 0usize, false);
         while i < self.tokens.len() {
             let spells = |words: &[&str]| words.iter().enumerate().all(|(n, word)| self.is(i + n, word));
-            if spells(&["#", "[", "cfg", "(", "test", ")", "]"]) {
-                test_next = true;
-                i += 7;
+            if spells(&["#", "[", "cfg", "("]) {
+                let end = (i..self.tokens.len()).find(|at| self.is(*at, "]")).unwrap_or(i);
+                // `test` as a condition, but not `not(test)`.
+                let condition = |at: &usize| self.is(*at, "test") && !self.is(*at - 2, "not");
+                test_next |= (i..end).any(|at| condition(&at));
+                i = end + 1;
             } else if self.is(i, "mod") && self.word(i + 1) && self.is(i + 2, "{") {
                 depth += 1;
                 self.modules.push((self.tokens[i + 1].text.clone(), depth));
@@ -269,6 +272,8 @@ fn offending_sources_are_caught() {
             "#[cfg(test)] mod t { use std::vec; } fn f(_: std::io::Error) {}",
             "names `std`",
         ),
+        ("src/granule/a.rs", "#[cfg(not(test))] mod t { use std::vec::Vec; }", "names `std`"),
+        ("src/granule/a.rs", "#[cfg(feature = \"os\")] use std::vec::Vec;", "names `std`"),
         ("src/extra/mod.rs", "", "is no layer"),
     ];
     for (path, text, why) in cases {
@@ -289,6 +294,10 @@ fn clean_sources_pass() {
         ("src/fault/serve.rs", "const A: &str = r#\"use std::io \" unsafe\"#; const C: char = '\"';"),
         ("src/units/mod.rs", "mod mask; pub use mask::PageMask; pub(crate) fn f<'a>(_: &'a u8) {}"),
         ("src/units/mask.rs", "#[cfg(test)] mod tests { use super::*; use std::collections::HashSet; }"),
+        (
+            "src/units/mask.rs",
+            "#[cfg(all(test, not(granule_loom)))] mod tests { use std::collections::HashSet; }",
+        ),
         ("src/ports/mod.rs", "pub type Word = core::sync::atomic::AtomicU64;"),
         ("src/sync.rs", "pub use core::sync::atomic::AtomicU32; pub use loom::sync::atomic::AtomicU64;"),
         (

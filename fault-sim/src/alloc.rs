@@ -4,6 +4,8 @@
 //! |---|---|---|---|
 //! | `malloc` | ordinary vectors | `malloc`, one by one | by its faults |
 //! | `mmap` | private anonymous mappings | cut from such mappings | by its faults |
+//! | `library` | regions of [`Svm::alloc`] | cut from such regions | when they are made |
+//! | `userptr` | private anonymous mappings | cut from such mappings | by [`Svm::userptr`], before they are filled |
 
 #![allow(
     unsafe_code,
@@ -17,7 +19,8 @@ use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule::os::private::{PrivateError, Slab};
-use granule::units::PAGE_BYTES;
+use granule::service::{Region, RegionError, Svm, Userptr, UserptrError, UserptrOptions};
+use granule::units::{Access, PAGE_BYTES, VirtAddr};
 use thiserror::Error;
 
 /// Who is asked for memory.
@@ -28,6 +31,10 @@ pub enum Source {
     Malloc,
     /// The kernel.
     Mmap,
+    /// The library itself.
+    Library,
+    /// The kernel, and every mapping is registered in advance.
+    Userptr,
 }
 
 /// Why there is no memory.
@@ -36,6 +43,12 @@ pub enum AllocError {
     /// The C library or the kernel has none.
     #[error("{0} bytes cannot be allocated: {1}; ask for a smaller size")]
     OutOfMemory(usize, std::io::Error),
+    /// The library could not make a region.
+    #[error("the library cannot allocate a region: {0}")]
+    Region(#[from] RegionError),
+    /// The library refused a userptr.
+    #[error("a mapping cannot be registered: {0}")]
+    Userptr(#[from] UserptrError),
 }
 
 /// Words of a node.
@@ -93,7 +106,8 @@ const SMALL_BYTES: usize = 64 << 10;
 const SHARED_BYTES: usize = 2 << 20;
 
 /// Hands out zeroed memory of one kind until it is dropped.
-pub struct Arena {
+pub struct Arena<'a> {
+    svm: &'a Svm,
     source: Source,
     held: RefCell<Held>,
 }
@@ -111,6 +125,9 @@ struct Held {
 enum Chunk {
     Vector(NonNull<AtomicU64>, usize),
     Mapping { _mapping: Mapping },
+    Region { _region: Region },
+    // Fields are dropped in this order: the registration goes before the mapping.
+    Registered { _userptr: Userptr, _mapping: Mapping },
 }
 
 struct Mapping {
@@ -118,10 +135,10 @@ struct Mapping {
     bytes: usize,
 }
 
-impl Arena {
-    /// Memory of one kind.
-    pub fn new(source: Source) -> Self {
-        Self { source, held: RefCell::default() }
+impl<'a> Arena<'a> {
+    /// Memory of one kind for devices of `svm`.
+    pub fn new(source: Source, svm: &'a Svm) -> Self {
+        Self { svm, source, held: RefCell::default() }
     }
 
     /// `len` words, all zero.
@@ -199,14 +216,32 @@ impl Arena {
 
     fn chunk(&self, bytes: usize) -> Result<NonNull<AtomicU64>, AllocError> {
         let bytes = bytes.next_multiple_of(PAGE_BYTES as usize);
-        let mapping = Mapping::new(bytes)?;
-        let (start, chunk) = (mapping.start.cast(), Chunk::Mapping { _mapping: mapping });
+        let none = || AllocError::OutOfMemory(bytes, std::io::Error::last_os_error());
+        let (start, chunk) = match self.source {
+            Source::Library => {
+                let region = self.svm.alloc(bytes as u64)?;
+                let start = NonNull::new(region.as_ptr().cast()).ok_or_else(none)?;
+                (start, Chunk::Region { _region: region })
+            }
+            Source::Userptr => {
+                let mapping = Mapping::new(bytes)?;
+                let at = VirtAddr(mapping.start.as_ptr() as u64);
+                // It may move: what is registered is where it is, not where it stays.
+                let options = UserptrOptions { access: Access::Write, movable: true, ..Default::default() };
+                let userptr = self.svm.userptr(at, bytes as u64, options)?;
+                (mapping.start.cast(), Chunk::Registered { _userptr: userptr, _mapping: mapping })
+            }
+            Source::Malloc | Source::Mmap => {
+                let mapping = Mapping::new(bytes)?;
+                (mapping.start.cast(), Chunk::Mapping { _mapping: mapping })
+            }
+        };
         self.held.borrow_mut().chunks.push(chunk);
         Ok(start)
     }
 }
 
-impl Drop for Arena {
+impl Drop for Arena<'_> {
     fn drop(&mut self) {
         for node in self.held.get_mut().nodes.drain(..) {
             // SAFETY: it came from calloc, is freed once, and every slice of it was borrowed from `self`.

@@ -272,7 +272,7 @@ pub fn run(options: &Options) -> Result<Report, RunError> {
         builder = builder.take_way(way);
     }
     let svm = builder.build()?;
-    let arena = Arena::new(asked.alloc);
+    let arena = Arena::new(asked.alloc, &svm);
     let progress = Progress::new();
     let setup = Setup {
         bytes: asked.size.0,

@@ -36,7 +36,7 @@ fn target(seed: u64, edge: usize, vertices: usize) -> u32 {
 }
 
 impl<'a> Bfs<'a> {
-    pub fn new(arena: &'a Arena, setup: Setup<'a>) -> Result<Self, PrepareError> {
+    pub fn new(arena: &'a Arena<'_>, setup: Setup<'a>) -> Result<Self, PrepareError> {
         // Vertex numbers have 32 bits.
         let vertices = ((setup.bytes / VERTEX_BYTES) as usize).clamp(1, (u32::MAX / DEGREE as u32) as usize);
         let rows = arena.halves(vertices + 1)?;

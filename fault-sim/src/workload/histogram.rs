@@ -20,7 +20,7 @@ pub struct Histogram<'a> {
 }
 
 impl<'a> Histogram<'a> {
-    pub fn new(arena: &'a Arena, setup: Setup<'a>) -> Result<Self, PrepareError> {
+    pub fn new(arena: &'a Arena<'_>, setup: Setup<'a>) -> Result<Self, PrepareError> {
         let data = arena.words(setup.bytes as usize / 8)?;
         let bins = arena.words(BINS)?;
         let expected = Slab::<AtomicU64>::new(BINS)?;

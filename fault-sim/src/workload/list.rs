@@ -35,7 +35,7 @@ fn made_of(value: u64, before: u64) -> u64 {
 }
 
 impl<'a> List<'a> {
-    pub fn new(arena: &'a Arena, setup: Setup<'a>) -> Result<Self, PrepareError> {
+    pub fn new(arena: &'a Arena<'_>, setup: Setup<'a>) -> Result<Self, PrepareError> {
         let count = (setup.bytes / NODE_BYTES) as usize;
         let sums = arena.words(setup.engines)?;
         let order = Nodes::new(count)?;

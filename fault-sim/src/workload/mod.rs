@@ -93,7 +93,7 @@ pub trait Workload {
 /// [`PrepareError`] if there is no memory for it.
 pub fn with<R>(
     kind: Kind,
-    arena: &Arena,
+    arena: &Arena<'_>,
     setup: Setup<'_>,
     then: impl FnOnce(&dyn Workload) -> R,
 ) -> Result<R, PrepareError> {

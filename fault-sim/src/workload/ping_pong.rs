@@ -31,7 +31,7 @@ fn after_all_turns(word: u64) -> u64 {
 }
 
 impl<'a> PingPong<'a> {
-    pub fn new(arena: &'a Arena, setup: Setup<'a>) -> Result<Self, PrepareError> {
+    pub fn new(arena: &'a Arena<'_>, setup: Setup<'a>) -> Result<Self, PrepareError> {
         let data = arena.words(setup.bytes as usize / 8)?;
         among_threads(setup.threads, data.len(), |range| {
             range.for_each(|i| data[i].store(seed::word(setup.seed, i as u64), Ordering::Relaxed));

@@ -25,7 +25,7 @@ fn inputs(seed: u64, index: usize) -> (f32, f32) {
 }
 
 impl<'a> Saxpy<'a> {
-    pub fn new(arena: &'a Arena, setup: Setup<'a>) -> Result<Self, PrepareError> {
+    pub fn new(arena: &'a Arena<'_>, setup: Setup<'a>) -> Result<Self, PrepareError> {
         let len = setup.bytes as usize / 8;
         let (x, y) = (arena.halves(len)?, arena.halves(len)?);
         among_threads(setup.threads, len, |range| {

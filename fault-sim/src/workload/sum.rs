@@ -17,7 +17,7 @@ pub struct Sum<'a> {
 }
 
 impl<'a> Sum<'a> {
-    pub fn new(arena: &'a Arena, setup: Setup<'a>) -> Result<Self, PrepareError> {
+    pub fn new(arena: &'a Arena<'_>, setup: Setup<'a>) -> Result<Self, PrepareError> {
         let data = arena.words(setup.bytes as usize / 8)?;
         let sums = arena.words(setup.engines)?;
         let fill = |range: std::ops::Range<usize>| {

@@ -8,7 +8,9 @@ mod output;
 use std::process::{Command, Output};
 
 const WORKLOADS: [&str; 7] = ["saxpy", "sum", "histogram", "list", "bfs", "ping-pong", "atomic"];
-const SOURCES: [&str; 2] = ["malloc", "mmap"];
+const SOURCES: [&str; 4] = ["malloc", "mmap", "library", "userptr"];
+/// Those whose memory may move to a device.
+const MOVABLE: [&str; 3] = ["malloc", "mmap", "userptr"];
 
 /// Runs `fault-sim` with these words.
 fn fault_sim(words: &[&str]) -> Output {
