@@ -25,12 +25,11 @@ const NO_FAULT: BlockFault =
     BlockFault { block: BlockNo(0), device: DeviceId(0), faulted: PageMask::EMPTY, written: PageMask::EMPTY };
 
 impl DeviceThread<'_> {
-    /// Until asked to stop.
+    /// Until asked to stop. The device is attached by whoever starts this thread.
     pub(super) fn run(&self, requests: &Receiver<Request>) {
         let port = self.core.space.device(self.device).port;
         let mut faults = [DeviceFault::default(); BATCH];
         let mut groups = [NO_FAULT; BATCH];
-        port.attach();
         loop {
             port.wait_fault();
             loop {
