@@ -96,15 +96,6 @@ impl Fixture {
         }
     }
 
-    /// Until the service has counted `n` more of something than `before`: a call goes on when its event was read,
-    /// not when it was applied.
-    fn counted(&self, what: Count, before: u64, n: u64) {
-        while self.world.count(what) < before + n {
-            std::thread::yield_now();
-        }
-        assert_eq!(self.world.count(what), before + n, "{what:?}");
-    }
-
     /// Maps the range anew and has the device write the tags.
     fn fill(&mut self, state: State) {
         self.base = map_aligned(self.pages * PAGE);
@@ -182,7 +173,8 @@ fn a_partial_munmap_leaves_the_rest_on_the_device_untouched() {
         if matches!(state, State::Private(_)) {
             assert_eq!(present(fixture.base, fixture.pages), 0, "survivors stay on the device");
             assert_eq!(fixture.world.count(Count::PagesToRam), home, "no survivor moved");
-            fixture.counted(Count::InvalidatedPages, invalidated, 112);
+            fixture.world.await_count(Count::InvalidatedPages, invalidated + 112);
+            assert_eq!(fixture.world.count(Count::InvalidatedPages), invalidated + 112);
             let faults = fixture.world.device.counters().faults;
             for page in (0..fixture.pages).filter(|page| !is_hole(*page)) {
                 assert_eq!(fixture.world.load(fixture.base + page * PAGE), Ok(tag(page)));
@@ -335,7 +327,7 @@ fn a_hole_punched_in_shared_memory_is_seen_by_the_device() {
     assert!(world.count(Count::PagesLinked) >= 256);
     let unlinked = world.count(Count::PagesUnlinked);
     advise(base + 10 * PAGE, 20 * PAGE, libc::MADV_REMOVE);
-    assert!(world.count(Count::PagesUnlinked) >= unlinked + 20, "the links of the hole are gone");
+    world.await_count(Count::PagesUnlinked, unlinked + 20);
     for page in 0..256 {
         let want = if (10..30).contains(&page) { 0 } else { tag(page) };
         assert_eq!(world.load(base + page * PAGE), Ok(want), "page {page}");

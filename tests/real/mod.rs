@@ -72,6 +72,13 @@ impl World {
         self.svm.stats().count(what)
     }
 
+    /// Until the service has counted as much: a call goes on when its event was read, not when it was applied.
+    pub fn await_count(&self, what: Count, at_least: u64) {
+        while self.count(what) < at_least {
+            std::thread::yield_now();
+        }
+    }
+
     /// Runs a kernel on one engine; the others have nothing to do.
     pub fn run<R: Send>(
         &self,
