@@ -38,6 +38,14 @@ enum Try {
     Again(Retry),
 }
 
+/// What the tries so far found out.
+struct Tries {
+    /// Whether there is room on the device, as far as is known.
+    may_move: bool,
+    /// Pages that were refused once and made private again since.
+    unshared: PageMask,
+}
+
 /// Serves the faults of one device on one block, until every page has its answer. Called by a worker without gate
 /// and locks. Parks on the gate, on block locks and on transits of others; each of these ends without this
 /// thread.
@@ -51,13 +59,13 @@ pub fn serve<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &BlockFault) -> A
         }
     };
     let mut ladder = Ladder::new();
-    let mut may_move = true;
+    let mut tries = Tries { may_move: true, unshared: PageMask::EMPTY };
     loop {
         let pending = fault.faulted - answer.served - answer.failed();
         if pending.is_empty() {
             break;
         }
-        let Try::Again(why) = attempt(space, seat, fault, index, &pending, may_move, &mut answer) else {
+        let Try::Again(why) = attempt(space, seat, fault, index, &pending, &mut tries, &mut answer) else {
             continue;
         };
         let (climb, count) = ladder.climb(why);
@@ -67,7 +75,7 @@ pub fn serve<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &BlockFault) -> A
             Climb::Pause => space.host.pause(),
             Climb::WaitTransit(busy) => space.tables.record(index).wait_transit(busy, space.park),
             Climb::Evict => {
-                may_move = evict_one(space, seat, fault.device, Some(index)) != Evicted::Nothing;
+                tries.may_move = evict_one(space, seat, fault.device, Some(index)) != Evicted::Nothing;
             }
             Climb::BringHome => {
                 let _ = to_ram(space, seat, index, &PageMask::FULL);
@@ -102,7 +110,7 @@ fn attempt<H: Host>(
     fault: &BlockFault,
     index: BlockIndex,
     pending: &PageMask,
-    may_move: bool,
+    tries: &mut Tries,
     answer: &mut Answer,
 ) -> Try {
     let sample = space.tables.record(index).sample();
@@ -158,7 +166,7 @@ fn attempt<H: Host>(
     let placement = space.policy.place(&view);
     let pages = (placement.pages | unknown) & mapping;
     let mut to_link = unknown;
-    if placement.place == Place::Device && view.movable && may_move {
+    if placement.place == Place::Device && view.movable && tries.may_move {
         let job =
             ToDevice { block: index, pages: pages - resident_here, device: fault.device, vma: &vma, sample };
         let moved = to_device(space, seat, &job);
@@ -166,6 +174,13 @@ fn attempt<H: Host>(
         to_link = moved.refused & unknown;
         if let Some(cause) = moved.failed {
             answer.fail(&(unknown - moved.arrived - moved.refused), cause);
+            return Try::Answered;
+        }
+        let shared = moved.refused - tries.unshared;
+        if shared.intersects(&to_link) && vma.access == Some(Access::Write) {
+            // Refused once only: perhaps shared with a child. A touch for writing makes it this process's own.
+            tries.unshared |= shared;
+            unshare(space, fault.block, &shared);
             return Try::Answered;
         }
         if to_link.is_empty() {
@@ -176,6 +191,14 @@ fn attempt<H: Host>(
         }
     }
     link_pages(space, seat, fault.device, index, &to_link, &(written & to_link), &vma, answer)
+}
+
+/// Makes copies of pages that are still shared with a child after fork. What cannot be done shows at the next try.
+fn unshare<H: Host>(space: &Space<'_, H>, block: crate::units::BlockNo, pages: &PageMask) {
+    for run in pages.runs() {
+        let first = block.page(crate::units::PageIndex(run.start as u16));
+        let _ = space.host.populate(VirtRange::of_pages(first, run.len() as u64), Access::Write);
+    }
 }
 
 #[allow(clippy::too_many_arguments, reason = "the one call of link, split out for length")]

@@ -48,8 +48,12 @@ pub trait Device: Sync {
     /// page fault of the CPU are made to give up the access, which becomes a device fault.
     fn flush(&self, at: DevAddr, pages: u64);
 
-    /// Returns when no engine is inside an access to system memory; none enters one until `resume`. Called by one
-    /// thread (the reader of events) only, never twice without a `resume` between.
+    /// Returns when no engine is inside an access, to system memory or to the device's own; none begins one until
+    /// `resume`. Called by one thread (the reader of events) only, never twice without a `resume` between.
+    ///
+    /// Device memory, too: the caller of munmap goes on when its event was read, and what an engine then wrote
+    /// through a translation that is still to be removed would be dropped with it; and a child after fork is given
+    /// copies of what device memory held when the event was read.
     fn quiesce(&self);
 
     /// Ends `quiesce`.

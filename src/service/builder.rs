@@ -211,6 +211,8 @@ fn start(core: PrivateArc<Core>, device_count: usize, workers: usize) -> Result<
             DeviceThread { core: &core, device: DeviceId(device as u8), seat, pool: &pool }.run(&requests);
         };
         svm.device_threads.push(thread::spawn_with_stack("granule-device", 1 << 20, body)?);
+        // Before the space is handed out: a kernel that starts at once finds its faults served.
+        svm.core.space.device(DeviceId(device as u8)).port.attach();
         senders.push(sender);
         svm.asker = Asker::new(svm.core.clone(), senders.clone());
     }

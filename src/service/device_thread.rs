@@ -33,12 +33,11 @@ fn next(requests: &Receiver<Request>, held: bool, waiting: &mut VecDeque<Request
 }
 
 impl DeviceThread<'_> {
-    /// Until asked to stop.
+    /// Until asked to stop. The device is attached by whoever starts this thread.
     pub(super) fn run(&self, requests: &Receiver<Request>) {
         let port = self.core.space.device(self.device).port;
         let mut faults = [DeviceFault::default(); BATCH];
         let mut groups = [NO_FAULT; BATCH];
-        port.attach();
         loop {
             port.wait_fault();
             loop {

@@ -92,37 +92,44 @@ pub(super) fn after_flush_every_write_can_be_copied_out(test: &dyn TestDevice) -
     Ok(())
 }
 
-pub(super) fn quiesce_stops_system_accesses_only(test: &dyn TestDevice) -> Result<(), String> {
+pub(super) fn quiesce_stops_every_access(test: &dyn TestDevice) -> Result<(), String> {
     let device = test.device();
     if !device.caps().can_quiesce {
         return Ok(());
     }
     let memory = pages(1)?;
-    link(device, BASE, &memory, 1, RW)?;
-    let words = memory.as_words();
-    let both = || [0, 1].map(|word: usize| words[word].load(Ordering::SeqCst));
-    let mut moved = 0;
-    let rounds = while_storing(test, |stores| {
-        race(|_| {
-            some_more(stores);
-            device.quiesce();
-            let (before, made) = (both(), stores());
-            std::thread::yield_now();
-            let after = both();
-            moved += stores() - made;
-            device.resume();
-            same("system memory while quiesced, looked at twice", after, before)
-        })
-    })?;
-    // A store that ended before may be counted late, but each engine has one at most.
-    let late = rounds * test.engines() as u64;
-    holds("no engine makes accesses to system memory while quiesced", moved <= late)?;
-    let other = BASE + (1 << 30);
-    map(device, other, 1, 0, RW)?;
-    device.quiesce();
-    let stored = on_one(test, |engine| engine.store(other, 1));
-    device.resume();
-    same("a store to device memory while quiesced", stored, Ok(()))
+    for is_local in [false, true] {
+        if is_local {
+            map(device, BASE, 1, 0, RW)?;
+            device.flush(DevAddr(BASE), 1);
+        } else {
+            link(device, BASE, &memory, 1, RW)?;
+        }
+        let look = || {
+            if is_local {
+                both(device, 0)
+            } else {
+                Ok([0, 1].map(|word: usize| memory.as_words()[word].load(Ordering::SeqCst)))
+            }
+        };
+        let mut moved = 0;
+        let rounds = while_storing(test, |stores| {
+            race(|_| {
+                some_more(stores);
+                device.quiesce();
+                let (before, made) = (look(), stores());
+                std::thread::yield_now();
+                let after = look();
+                moved += stores() - made;
+                device.resume();
+                same("memory while quiesced, looked at twice", after?, before?)
+            })
+        })?;
+        // A store that ended before may be counted late, but each engine has one at most.
+        let late = rounds * test.engines() as u64;
+        holds("no engine makes accesses while quiesced", moved <= late)?;
+    }
+    Ok(())
 }
 
 pub(super) fn atomics_lose_nothing(test: &dyn TestDevice) -> Result<(), String> {

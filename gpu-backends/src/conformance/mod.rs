@@ -155,7 +155,7 @@ const CHECKS: &[Check] = &[
     ("after_flush_every_write_can_be_copied_out", closing::after_flush_every_write_can_be_copied_out),
     ("flush_does_not_wait_for_a_cpu_fault", sleeping::flush_does_not_wait_for_a_cpu_fault),
     ("quiesce_does_not_wait_for_a_cpu_fault", sleeping::quiesce_does_not_wait_for_a_cpu_fault),
-    ("quiesce_stops_system_accesses_only", closing::quiesce_stops_system_accesses_only),
+    ("quiesce_stops_every_access", closing::quiesce_stops_every_access),
     ("atomics_lose_nothing", closing::atomics_lose_nothing),
 ];
 

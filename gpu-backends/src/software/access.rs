@@ -107,9 +107,7 @@ impl<'d> Engine<'d> {
             let host = self.inner.memory.host_address(target);
             return Ok(Place { host, bytes, system: false, stop: &NEVER });
         }
-        if !self.inner.entry.enter_system(self.record) {
-            return Err(Nowhere::Closed);
-        }
+        self.inner.entry.enter_system(self.record);
         let far = match self.iotlb.get(target, generation).filter(|leaf| leaf.covers(access)) {
             Some(leaf) => {
                 count(&self.record.iotlb_hits);
@@ -140,11 +138,9 @@ impl<'d> Engine<'d> {
         mut op: impl FnMut(&Place<'_>) -> Result<R, Failed>,
     ) -> Result<R, AccessError> {
         loop {
-            let generation = self.inner.entry.enter(self.record);
-            let result = self.translate(at, access, generation).map(|place| {
-                let done = op(&place);
-                (done, place.system)
-            });
+            let entered = self.inner.entry.enter(self.record).ok_or(Nowhere::Closed);
+            let place = entered.and_then(|generation| self.translate(at, access, generation));
+            let result = place.map(|place| (op(&place), place.system));
             self.inner.entry.leave(self.record);
             match result {
                 Ok((Ok(done), _)) => return Ok(done),

@@ -4,6 +4,8 @@
 //! * An *engine* makes one access at a time. Its [`EngineRecord`] says how far it is: outside, inside (it uses
 //!   translations and device memory), or inside system memory.
 //! * A *closer* runs `flush` or `quiesce`. Any number of flushes may run at once, and one quiesce beside them.
+//!   Both wait for every access, to device memory, too: while events of the CPU's address space are read and
+//!   applied, a translation to device memory may be one of a mapping that is gone already.
 //!
 //! # The phase word of an engine
 //! Bits 0 and 1: 0 outside, 1 inside, 2 inside system memory. From bit 2 on: a count of accesses that have
@@ -38,6 +40,10 @@ const ONE_ACCESS: u32 = 4;
 /// How often a closer looks again before it stops an engine: most accesses are shorter than a signal.
 const LOOKS: u32 = 20;
 
+/// How often an engine looks again at a closed gate before it sleeps: most rounds of the reader are shorter than
+/// a wake-up.
+const GATE_LOOKS: u32 = 200;
+
 /// What everybody knows of one engine. Two cache lines, so that engines do not disturb one another.
 #[repr(C, align(128))]
 pub(crate) struct EngineRecord {
@@ -66,22 +72,13 @@ pub(super) fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
-/// Which accesses a closer waits for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Until {
-    /// All.
-    Outside,
-    /// Those to system memory.
-    OutsideSystem,
-}
-
 /// The words that engines read at each access.
 #[repr(C, align(128))]
 #[derive(Default)]
 pub(crate) struct Entry {
     generation: AtomicU64,
     completed: AtomicU64,
-    /// 1 while system memory is closed.
+    /// 1 while the device is closed.
     gate: AtomicU32,
     gate_waiters: AtomicU32,
     /// 1 when the device is lost.
@@ -95,22 +92,23 @@ impl Entry {
         Self { generation: AtomicU64::new(1), ..Self::default() }
     }
 
-    /// Begins an access and returns the generation in which its translations are good.
+    /// Begins an access and returns the generation in which its translations are good; `None` if the device is
+    /// closed (the access is inside even then, and is to be left).
     #[inline]
-    pub(crate) fn enter(&self, record: &EngineRecord) -> u64 {
+    pub(crate) fn enter(&self, record: &EngineRecord) -> Option<u64> {
         let phase = record.phase.load(Ordering::Relaxed);
-        // SeqCst pairs with the increment in `flush`: rule 1.
+        // SeqCst pairs with the increment in `flush` and the store in `quiesce`: rule 1.
         record.phase.swap(phase | INSIDE, Ordering::SeqCst);
-        self.generation.load(Ordering::SeqCst)
+        (self.gate.load(Ordering::SeqCst) == 0).then(|| self.generation.load(Ordering::SeqCst))
     }
 
-    /// Goes on to system memory; `false` if it is closed (the access is still inside then).
+    /// Goes on to system memory.
     #[inline]
-    pub(crate) fn enter_system(&self, record: &EngineRecord) -> bool {
+    pub(crate) fn enter_system(&self, record: &EngineRecord) {
         let phase = record.phase.load(Ordering::Relaxed) & !PHASE;
-        // SeqCst pairs with the store in `quiesce`: rule 1.
+        // SeqCst pairs with the increment of the stop word in `expel`: either the closer sees where the engine is,
+        // or the engine's guarded access sees the stop word.
         record.phase.swap(phase | INSIDE_SYSTEM, Ordering::SeqCst);
-        self.gate.load(Ordering::SeqCst) == 0
     }
 
     /// Ends an access.
@@ -131,8 +129,14 @@ impl Entry {
         }
     }
 
-    /// Waits, outside, until system memory is open.
+    /// Waits, outside, until the device is open.
     pub(crate) fn wait_open(&self) {
+        for _ in 0..GATE_LOOKS {
+            if self.gate.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            core::hint::spin_loop();
+        }
         self.gate_waiters.fetch_add(1, Ordering::SeqCst);
         while self.gate.load(Ordering::SeqCst) != 0 {
             FutexPark.park(&self.gate, 1);
@@ -153,18 +157,18 @@ impl Entry {
     /// Voids every translation and waits for accesses that use one.
     pub(crate) fn flush(&self, engines: &[EngineRecord]) {
         let mine = self.generation.fetch_add(1, Ordering::SeqCst) + 1;
-        self.expel_all(engines, Until::Outside);
+        self.expel_all(engines);
         self.completed.fetch_max(mine, Ordering::SeqCst);
     }
 
-    /// Closes system memory and waits until nobody is in it.
+    /// Closes the device and waits until no engine is inside an access.
     pub(crate) fn quiesce(&self, engines: &[EngineRecord]) {
         let before = self.gate.swap(1, Ordering::SeqCst);
         debug_assert_eq!(before, 0, "quiesce comes once before a resume");
-        self.expel_all(engines, Until::OutsideSystem);
+        self.expel_all(engines);
     }
 
-    /// Opens system memory.
+    /// Opens the device.
     pub(crate) fn resume(&self) {
         self.gate.store(0, Ordering::SeqCst);
         if self.gate_waiters.load(Ordering::SeqCst) != 0 {
@@ -172,9 +176,9 @@ impl Entry {
         }
     }
 
-    fn expel_all(&self, engines: &[EngineRecord], until: Until) {
+    fn expel_all(&self, engines: &[EngineRecord]) {
         if self.hasty.load(Ordering::Relaxed) == 0 {
-            engines.iter().for_each(|record| expel(record, until));
+            engines.iter().for_each(expel);
         }
     }
 
@@ -185,13 +189,9 @@ impl Entry {
 }
 
 /// Returns when the access in which the engine is now, if any, has ended.
-fn expel(record: &EngineRecord, until: Until) {
+fn expel(record: &EngineRecord) {
     let seen = record.phase.load(Ordering::SeqCst);
-    let is_out = |now: u32| {
-        now & !PHASE != seen & !PHASE
-            || now & PHASE == OUTSIDE
-            || (until == Until::OutsideSystem && now & PHASE == INSIDE)
-    };
+    let is_out = |now: u32| now & !PHASE != seen & !PHASE || now & PHASE == OUTSIDE;
     if is_out(seen) {
         return;
     }
