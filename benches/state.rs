@@ -6,12 +6,11 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use criterion::Criterion;
 use granule::service::MemoryUse;
 use granule::units::{DeviceId, GRANULE_BYTES, VirtAddr, VirtRange};
 use granule::{Granularity, Svm};
 use granule_backends::software::SoftwareDevice;
-use support::{Bound, Region, Report, Row, is_quick, rounds};
+use support::{Bound, Region, Report, Row, is_quick};
 
 struct Counting;
 
@@ -51,72 +50,50 @@ fn growth(svm: &Svm, act: impl FnOnce()) -> (u64, u64, MemoryUse) {
     (state_bytes(&memory) - before, heap, memory)
 }
 
-fn dense(c: &mut Criterion, report: &mut Report) {
+fn dense(report: &mut Report) {
     let bytes: u64 = if is_quick() { 512 << 20 } else { 4 << 30 };
-    let mut seen = None;
-    let each = rounds(c, "state/dense", || {
-        if let Some((per_page, _)) = seen {
-            return per_page;
-        }
-        let device =
-            SoftwareDevice::builder().memory_bytes(256 << 20).engines(1).build().expect("a software device");
-        let region = Region::new(bytes, false);
-        let svm = Svm::builder()
-            .device(device)
-            .granularity(Granularity::Mib2)
-            .window(region.whole())
-            .build()
-            .expect("a space over a window");
-        let (private, heap, memory) = growth(&svm, || {
-            let pages = svm.prefetch(region.whole(), DeviceId(0)).expect("a range inside of the window");
-            assert_eq!(pages, bytes >> 12, "the device was given every page");
-        });
-        let per_page = (private + heap) as f64 / (bytes >> 12) as f64;
-        let note = format!(
-            "{} MiB by way of a device with 256 MiB; {private} bytes private, {heap} heap; shown apart: {} of device \
-             memory's records, {} of 4 KiB slots, {} of staging",
-            bytes >> 20,
-            memory.device_record_bytes,
-            memory.fine_slot_bytes,
-            memory.staging_bytes
-        );
-        seen = Some((per_page, note));
-        per_page
+    let device =
+        SoftwareDevice::builder().memory_bytes(256 << 20).engines(1).build().expect("a software device");
+    let region = Region::new(bytes, false);
+    let svm = Svm::builder()
+        .device(device)
+        .granularity(Granularity::Mib2)
+        .window(region.whole())
+        .build()
+        .expect("a space over a window");
+    let (private, heap, memory) = growth(&svm, || {
+        let pages = svm.prefetch(region.whole(), DeviceId(0)).expect("a range inside of the window");
+        assert_eq!(pages, bytes >> 12, "the device was given every page");
     });
-    if let Some((_, note)) = seen {
-        let question = "state of a dense region in slots of 2 MiB";
-        report.push(Row::exact(question, "bytes/page", each[0], Bound::AtMost(1.0)).note(note));
-    }
+    let per_page = (private + heap) as f64 / (bytes >> 12) as f64;
+    let question = "state of a dense region in slots of 2 MiB";
+    report.push(Row::exact(question, "bytes/page", per_page, Bound::AtMost(1.0)).note(format!(
+        "{} MiB by way of a device with 256 MiB; {private} bytes private, {heap} heap; shown apart: {} of device \
+         memory's records, {} of 4 KiB slots, {} of staging",
+        bytes >> 20,
+        memory.device_record_bytes,
+        memory.fine_slot_bytes,
+        memory.staging_bytes
+    )));
 }
 
-fn sparse(c: &mut Criterion, report: &mut Report) {
+fn sparse(report: &mut Report) {
     const GRANULES: u64 = 1000;
-    let mut seen = None;
-    let each = rounds(c, "state/sparse", || {
-        if let Some((per_granule, _)) = seen {
-            return per_granule;
+    let room = Granules::new(GRANULES + 1);
+    let device =
+        SoftwareDevice::builder().memory_bytes(128 << 20).engines(1).build().expect("a software device");
+    let svm = Svm::builder().device(device).build().expect("a space");
+    let (private, heap, memory) = growth(&svm, || {
+        for granule in 0..GRANULES {
+            assert_eq!(svm.prefetch(room.page(granule), DeviceId(0)), Ok(1), "its page is served");
         }
-        let room = Granules::new(GRANULES + 1);
-        let device =
-            SoftwareDevice::builder().memory_bytes(128 << 20).engines(1).build().expect("a software device");
-        let svm = Svm::builder().device(device).build().expect("a space");
-        let (private, heap, memory) = growth(&svm, || {
-            for granule in 0..GRANULES {
-                assert_eq!(svm.prefetch(room.page(granule), DeviceId(0)), Ok(1), "its page is served");
-            }
-        });
-        let per_granule = (private + heap) as f64 / GRANULES as f64;
-        let note = format!(
-            "{private} bytes private, {heap} heap; shown apart: {} of device memory's records",
-            memory.device_record_bytes
-        );
-        seen = Some((per_granule, note));
-        per_granule
     });
-    if let Some((_, note)) = seen {
-        let question = "state of a granule with one touched page, mean over a thousand";
-        report.push(Row::exact(question, "bytes", each[0], Bound::AtMost(4096.0)).note(note));
-    }
+    let per_granule = (private + heap) as f64 / GRANULES as f64;
+    let question = "state of a granule with one touched page, mean over a thousand";
+    report.push(Row::exact(question, "bytes", per_granule, Bound::AtMost(4096.0)).note(format!(
+        "{private} bytes private, {heap} heap; shown apart: {} of device memory's records",
+        memory.device_record_bytes
+    )));
 }
 
 /// A page in each of many granules.
@@ -160,9 +137,7 @@ impl Drop for Granules {
 }
 
 fn main() {
-    let mut c = Criterion::default().configure_from_args();
     let mut report = Report::new("state");
-    dense(&mut c, &mut report);
-    sparse(&mut c, &mut report);
-    c.final_summary();
+    dense(&mut report);
+    sparse(&mut report);
 }

@@ -3,14 +3,15 @@
 use granule::dma::{IovaError, IovaSpace, ReserveIova};
 use granule::granule::{
     BlockRecord, DevicePlane, FineSlots, Gate, GateSeat, GranuleRecord, HomecomingRecord, Homecomings,
-    TableMemory, TableNode, Tables, TransitRecord,
+    TableMemory, TableNode, Tables, TransitRecord, UserptrRecord, Userptrs,
 };
 use granule::migrate::{ChunkRecord, DeviceMemory, EvictionOrder, Space, SpaceDevice};
 use granule::os::FutexPark;
 use granule::policy::Policy;
 use granule::ports::{
     Count, Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, Host, HostError, HostEvent, Iommu,
-    IommuError, Lookup, MapTarget, Probe, StagingId, Take, Timing, Vma, VmaKind, WORDS_PER_PAGE, Word,
+    IommuError, Lookup, MapTarget, Mirrored, Probe, StagingId, Take, Timing, Vma, VmaKind, WORDS_PER_PAGE,
+    Word,
 };
 use granule::sync::{AtomicU32, AtomicU64, Ordering};
 use granule::units::{
@@ -33,8 +34,8 @@ impl Host for NoopHost {
     fn vma(&self, _: VirtAddr) -> Result<Lookup, HostError> {
         Ok(Lookup::Mapped(Vma { range: self.mapping, access: Some(Access::Write), kind: VmaKind::Movable }))
     }
-    fn mirror(&self, _: VirtRange) -> Result<(), HostError> {
-        Ok(())
+    fn mirror(&self, _: VirtRange) -> Result<Mirrored, HostError> {
+        Ok(Mirrored::Already)
     }
     fn arm(&self, _: VirtRange) -> Result<(), HostError> {
         Ok(())
@@ -70,6 +71,7 @@ impl Host for NoopHost {
         0
     }
     fn pause(&self) {}
+    fn wait_word(&self, _: &AtomicU32, _: u32, _: u64) {}
     fn child_fill(&self, _: u32, _: VirtAddr, _: &[Word]) {}
     fn child_done(&self, _: u32) {}
 }
@@ -179,6 +181,8 @@ pub struct NoopMemory {
     seats: Vec<GateSeat>,
     transits: Vec<TransitRecord>,
     homecomings: Vec<HomecomingRecord>,
+    userptrs: Vec<UserptrRecord>,
+    userptr_words: Vec<AtomicU64>,
     chunks: Vec<ChunkRecord>,
     blocks_used: u64,
 }
@@ -210,6 +214,8 @@ impl NoopMemory {
             seats: make(seats),
             transits: make(seats),
             homecomings: make(2),
+            userptrs: make(64),
+            userptr_words: make(64),
             chunks: make(blocks),
             blocks_used: blocks as u64,
         }
@@ -252,6 +258,8 @@ impl NoopMemory {
             policy,
             probe,
             devices,
+            userptrs: Userptrs::new(&self.userptrs, &self.userptr_words),
+            fence_limit_ns: 1_000_000_000,
             homecomings: Homecomings::new(&self.homecomings),
         }
     }
