@@ -12,21 +12,24 @@ use crate::units::{Access, DeviceId, GRANULE_BYTES, PageMask, Seat, VirtRange};
 pub struct Answer {
     /// The device may access these.
     pub served: PageMask,
-    failed: [PageMask; FaultCause::COUNT],
+    /// All pages that failed; `causes` says of each why, and is looked at only if there are any.
+    failed: PageMask,
+    causes: [PageMask; FaultCause::COUNT],
 }
 
 impl Answer {
     /// Why a page failed, if it did.
     pub fn cause(&self, page: crate::units::PageIndex) -> Option<FaultCause> {
-        let at = self.failed.iter().position(|pages| pages.contains(page))?;
+        let at = self.causes.iter().position(|pages| pages.contains(page))?;
         Some(FaultCause::ALL[at])
     }
     /// All pages that failed.
     pub fn failed(&self) -> PageMask {
-        self.failed.iter().fold(PageMask::EMPTY, |all, pages| all | *pages)
+        self.failed
     }
     fn fail(&mut self, pages: &PageMask, cause: FaultCause) {
-        self.failed[cause as usize - 1] |= *pages;
+        self.failed |= *pages;
+        self.causes[cause as usize - 1] |= *pages;
     }
 }
 

@@ -9,11 +9,13 @@ pub struct Bitmap([AtomicU64; MASK_WORDS]);
 
 impl Bitmap {
     /// The set as plain data.
+    #[inline]
     pub fn load(&self) -> PageMask {
         PageMask::from_words(core::array::from_fn(|word| self.0[word].load(Ordering::Relaxed)))
     }
 
     /// Replaces the set, writing only the words that differ.
+    #[inline]
     pub fn store(&self, pages: &PageMask) {
         for (word, new) in self.0.iter().zip(pages.words()) {
             if word.load(Ordering::Relaxed) != *new {
@@ -23,6 +25,7 @@ impl Bitmap {
     }
 
     /// Adds pages.
+    #[inline]
     pub fn insert(&self, pages: &PageMask) {
         for (word, add) in self.0.iter().zip(pages.words()) {
             if *add != 0 {
@@ -32,6 +35,7 @@ impl Bitmap {
     }
 
     /// Removes pages.
+    #[inline]
     pub fn remove(&self, pages: &PageMask) {
         for (word, sub) in self.0.iter().zip(pages.words()) {
             if *sub != 0 {

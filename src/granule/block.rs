@@ -16,6 +16,8 @@ pub struct BlockRecord {
     lock: WordLock,
     /// Counts ends of transits. Whoever waits for one parks on it.
     transit_ends: AtomicU32,
+    /// How many wait on `transit_ends`: with none, its end needs no wake.
+    transit_waiters: AtomicU32,
     sequence: SequenceWord,
     /// Which block this is. Written once, before the record is published.
     number: AtomicU32,
@@ -98,15 +100,21 @@ impl BlockRecord {
 
     /// Parks until a transit ends that had not ended when `seen` was read. Holds nothing.
     pub fn wait_transit(&self, busy: TransitBusy, park: &dyn Park) {
-        // Acquire pairs with the release in `BlockGuard::end_transit`.
-        while self.transit_ends.load(Ordering::Acquire) == busy.seen {
+        // SeqCst pairs with the load in `announce_transit_end`: either this waiter sees the end, or it is seen.
+        self.transit_waiters.fetch_add(1, Ordering::SeqCst);
+        // SeqCst includes the acquire that pairs with `BlockGuard::end_transit`.
+        while self.transit_ends.load(Ordering::SeqCst) == busy.seen {
             park.park(&self.transit_ends, busy.seen);
         }
+        self.transit_waiters.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// After the lock was dropped: lets those go on who wait for the transit that ended.
     pub fn announce_transit_end(&self, park: &dyn Park) {
-        park.unpark_all(&self.transit_ends);
+        // SeqCst pairs with the addition in `wait_transit`, after the SeqCst addition in `bump_transit_ends`.
+        if self.transit_waiters.load(Ordering::SeqCst) != 0 {
+            park.unpark_all(&self.transit_ends);
+        }
     }
 }
 
@@ -275,9 +283,8 @@ impl<'a> BlockGuard<'a> {
     }
 
     fn bump_transit_ends(&self) {
-        let ends = self.record.transit_ends.load(Ordering::Relaxed);
-        // Release pairs with the acquire in `wait_transit`.
-        self.record.transit_ends.store(ends.wrapping_add(1), Ordering::Release);
+        // SeqCst pairs with the loads in `wait_transit`, and orders it before the look for waiters.
+        self.record.transit_ends.fetch_add(1, Ordering::SeqCst);
     }
 
     /// A thread waits for a page in transit: whoever ends the transit wakes the block.

@@ -19,6 +19,33 @@ pub struct ChunkRecord {
     used_pages: AtomicU32,
 }
 
+/// The groups of 16 pages of which `pages` holds a page, ascending.
+fn groups_of(pages: &PageMask) -> impl Iterator<Item = usize> + '_ {
+    let mut next = 0;
+    pages.runs().flat_map(move |run| {
+        let from = next.max(run.start / PAGES_PER_SLOT_64K);
+        next = run.end.div_ceil(PAGES_PER_SLOT_64K);
+        from..next
+    })
+}
+
+/// The first page of a free slot in a chunk.
+fn first_free(used: &PageMask, kind: SlotKind) -> Option<usize> {
+    match kind {
+        SlotKind::Mib2 => used.is_empty().then_some(0),
+        SlotKind::Kib64 => {
+            const SLOT: u64 = (1 << PAGES_PER_SLOT_64K) - 1;
+            const SLOTS_PER_WORD: usize = 64 / PAGES_PER_SLOT_64K;
+            used.words().iter().enumerate().find_map(|(at, word)| {
+                let slot =
+                    (0..SLOTS_PER_WORD).find(|slot| word >> (slot * PAGES_PER_SLOT_64K) & SLOT == 0)?;
+                Some((at * SLOTS_PER_WORD + slot) * PAGES_PER_SLOT_64K)
+            })
+        }
+        SlotKind::Kib4 => (!*used).first().map(|page| page.0 as usize),
+    }
+}
+
 /// Device memory has no slot left of a size that would do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[error("device memory is full; evict a block first")]
@@ -84,13 +111,7 @@ impl<'m> DeviceMemory<'m> {
             if chunk.used_pages.load(Ordering::Relaxed) as usize + pages > PAGES_PER_BLOCK {
                 continue;
             }
-            let free = !chunk.used.load();
-            let Some(first) = free.runs().find_map(|run| {
-                let first = run.start.next_multiple_of(pages);
-                (first + pages <= run.end).then_some(first)
-            }) else {
-                continue;
-            };
+            let Some(first) = first_free(&chunk.used.load(), kind) else { continue };
             chunk.used.insert(&PageMask::of_range(first..first + pages));
             self.count(chunk, pages as i32);
             hint.store(no as u32, Ordering::Relaxed);
@@ -169,15 +190,8 @@ impl<'m> DeviceMemory<'m> {
         match kind {
             SlotKind::Mib2 => fill(&block.slots()[0]),
             SlotKind::Kib64 => {
-                let mut last = usize::MAX;
-                for page in pages.pages() {
-                    let group = page.0 as usize / PAGES_PER_SLOT_64K;
-                    if group != last {
-                        fill(&block.slots()[group])?;
-                        last = group;
-                    }
-                }
-                Ok(())
+                let slots = block.slots();
+                groups_of(pages).try_for_each(|group| fill(&slots[group]))
             }
             SlotKind::Kib4 => {
                 let fine = tables.fine(block.fine().load(Ordering::Relaxed) - 1);
@@ -219,12 +233,8 @@ impl<'m> DeviceMemory<'m> {
         match kind {
             SlotKind::Mib2 => release(&block.slots()[0]),
             SlotKind::Kib64 => {
-                for (group, entry) in block.slots().iter().enumerate() {
-                    let first = group * PAGES_PER_SLOT_64K;
-                    if !used.intersects(&PageMask::of_range(first..first + PAGES_PER_SLOT_64K)) {
-                        release(entry);
-                    }
-                }
+                let slots = block.slots();
+                groups_of(&!used.widened_to(PAGES_PER_SLOT_64K)).for_each(|group| release(&slots[group]));
             }
             SlotKind::Kib4 => {
                 let index = block.fine().load(Ordering::Relaxed) - 1;

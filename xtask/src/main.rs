@@ -2,6 +2,7 @@
 
 mod commands;
 mod fences;
+mod measured;
 mod needs;
 mod tally;
 mod tool;
@@ -21,10 +22,13 @@ struct Cli {
 enum Command {
     /// Installs what the tests need and runs all of them.
     Test(commands::test::Options),
+    /// Runs every bench, writes docs/measurements.md, and fails beyond a bound.
+    Measure(commands::measure::Options),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Test(options) => commands::test::run(&options),
+        Command::Measure(options) => commands::measure::run(&options),
     }
 }

@@ -1,3 +1,4 @@
 //! One file per sub-command.
 
+pub mod measure;
 pub mod test;
