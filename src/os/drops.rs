@@ -148,10 +148,14 @@ impl Drops {
     pub(super) fn swallows(&self, range: VirtRange) -> bool {
         let told = {
             let _guard = self.lock.lock(&FutexPark);
-            let hit = self.entries.iter().find(|entry| {
-                matches!(entry.state.load(Ordering::Relaxed), ENTERED | LEFT)
-                    && entry.cursor.load(Ordering::Relaxed) == range.start().0
-                    && range.end().0 <= entry.end.load(Ordering::Relaxed)
+            // A call that has returned is older than one under way: its event comes first. Mistaking it would make
+            // the reader wait for a call that waits for the reader.
+            let hit = [LEFT, ENTERED].into_iter().find_map(|state| {
+                self.entries.iter().find(|entry| {
+                    entry.state.load(Ordering::Relaxed) == state
+                        && entry.cursor.load(Ordering::Relaxed) == range.start().0
+                        && range.end().0 <= entry.end.load(Ordering::Relaxed)
+                })
             });
             let Some(entry) = hit else { return false };
             entry.cursor.store(range.end().0, Ordering::Relaxed);
@@ -169,5 +173,61 @@ impl Drops {
             FutexPark.park(&told.state, TOLD);
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::VirtAddr;
+
+    fn pages(start: u64, end: u64) -> VirtRange {
+        VirtRange::between(VirtAddr(start << 12), VirtAddr(end << 12))
+    }
+
+    #[test]
+    fn each_event_of_a_drop_is_matched_once() {
+        let drops = Drops::new().expect("a page");
+        let id = drops.enter(pages(4, 12));
+        assert!(!drops.swallows(pages(3, 4)) && !drops.swallows(pages(6, 8)), "of somebody else");
+        assert!(drops.swallows(pages(4, 6)));
+        assert!(!drops.swallows(pages(4, 6)), "the second of its kind is of somebody else");
+        drops.leave(id);
+        assert!(
+            drops.any() && drops.swallows(pages(6, 12)),
+            "read before the call returned, looked at after"
+        );
+        drops.forget_left();
+        assert!(!drops.any() && !drops.swallows(pages(6, 12)));
+    }
+
+    #[test]
+    fn a_new_drop_does_not_inherit_the_event_of_an_old_one() {
+        let drops = Drops::new().expect("a page");
+        let other = drops.enter(pages(7, 8));
+        let old = drops.enter(pages(0, 1));
+        assert!(std::thread::scope(|scope| {
+            let told = scope.spawn(|| drops.swallows(pages(7, 8)));
+            while drops.entries[0].state.load(Ordering::Acquire) != TOLD {
+                std::hint::spin_loop();
+            }
+            drops.leave(other);
+            told.join().expect("it returns once the call has")
+        }));
+        drops.leave(old);
+        // In the place of `other`, before the entry of `old`.
+        let new = drops.enter(pages(0, 1));
+        assert!(drops.swallows(pages(0, 1)), "does not wait for the new one");
+        drops.leave(new);
+        drops.forget_left();
+        assert!(!drops.any());
+    }
+
+    #[test]
+    fn a_table_full_of_calls_that_returned_has_room() {
+        let drops = Drops::new().expect("a page");
+        (0..drops.entries.len() as u64 * 2).for_each(|page| drops.leave(drops.enter(pages(page, page + 1))));
+        drops.forget_left();
+        assert!(!drops.any());
     }
 }

@@ -28,6 +28,10 @@ pub(super) const CHILDREN: usize = 256;
 /// How often a child that changes its mappings is waited for before it gets no more.
 const CHILD_PATIENCE: u32 = 10_000;
 
+/// After an event of `madvise`, when to look whether its pages are gone, each counted from the look before. Usually
+/// they are at the first; what is still there after the last is looked at again when somebody wants to take it.
+const SETTLE_AFTER_MS: [i32; 4] = [1, 4, 16, 64];
+
 /// Messages read by one call.
 const BATCH: usize = 32;
 
@@ -73,10 +77,16 @@ impl LinuxHost {
         let poll = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut fds = [poll(self.uffd.as_fd().as_raw_fd()), poll(self.signal.0.as_raw_fd())];
         loop {
+            let looked = self.settling.load(Ordering::Relaxed) as usize;
+            let limit_ms = SETTLE_AFTER_MS.get(looked).copied().unwrap_or(-1);
             // SAFETY: two entries of this stack.
-            let ready = unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
+            let ready = unsafe { libc::poll(fds.as_mut_ptr(), 2, limit_ms) };
             if ready > 0 {
                 break;
+            }
+            if ready == 0 {
+                self.settle_removed();
+                self.settling.store((looked as u32).saturating_add(1), Ordering::Relaxed);
             }
         }
         let interrupted = fds[1].revents != 0;
@@ -136,6 +146,7 @@ impl LinuxHost {
                     return None;
                 }
                 self.tables.lock().removing(range);
+                self.settling.store(0, Ordering::Relaxed);
                 Some(HostEvent::Remove(range))
             }
             raw::UFFD_EVENT_UNMAP => {

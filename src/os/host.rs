@@ -95,6 +95,8 @@ pub struct LinuxHost {
     pub(super) signal: Signal,
     /// The descriptors of children after fork, plus one; 0 is free.
     pub(super) children: Slab<AtomicI32>,
+    /// How often `wait` has looked for pages being removed since the last such event.
+    pub(super) settling: AtomicU32,
     vmas: Vmas,
 }
 
@@ -124,6 +126,7 @@ impl LinuxHost {
             way,
             signal: Signal::open()?,
             children: Slab::new(CHILDREN)?,
+            settling: AtomicU32::new(u32::MAX),
             vmas: Vmas::open()?,
             uffd,
         };

@@ -13,7 +13,7 @@
 //! 3. Absent pages are taken as what they are, zeros: nothing is moved, and staging reads as zeros there.
 #![allow(unsafe_code, reason = "moves and discards pages of the application")]
 
-use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE};
+use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};
 use super::host::LinuxHost;
 use super::walk::{Step, walk};
 use crate::ports::{Host, HostError, StagingId, Take, WORDS_PER_PAGE};
@@ -77,28 +77,28 @@ impl LinuxHost {
         Ok(present & *pages)
     }
 
-    /// Looks whether ranges being removed are absent by now. Costs a scan of them: call it from a thread that has
-    /// the time.
+    /// Looks whether pages being removed are absent by now. [`LinuxHost::wait`] does so a few times after each
+    /// such event; costs a scan of the ranges (about a nanosecond per page).
     pub fn settle_removed(&self) {
         let held = self.tables.lock();
-        let mut index = held.removing.len();
-        while index > 0 {
-            index -= 1;
-            let range = held.removing.get(index);
-            let (mut first, mut last) = (None, range.start());
+        let mut rest = VirtRange::of_pages(VirtAddr(0), crate::units::SPACE_BYTES / PAGE_BYTES);
+        while let Some(range) = held.removing.first_in(rest) {
+            rest = VirtRange::between(range.end(), rest.end());
+            let mut absent_from = range.start();
+            let forget = |from: VirtAddr, to: VirtAddr| {
+                if from < to {
+                    // No room for the cut: the pages are refused without need.
+                    let _ = held.removing.remove(VirtRange::between(from, to));
+                }
+            };
             let seen = self.pagemap.for_each_present(range, |part| {
-                first = first.or(Some(part.start()));
-                last = part.end();
+                forget(absent_from, part.start());
+                absent_from = part.end();
             });
             if seen.is_err() {
                 return;
             }
-            // Only the ends are cut off, so that no room is needed.
-            let first = first.unwrap_or(range.end());
-            let _ = held.removing.remove(VirtRange::between(range.start(), first));
-            if first < range.end() {
-                let _ = held.removing.remove(VirtRange::between(last, range.end()));
-            }
+            forget(absent_from, range.end());
         }
     }
 
@@ -277,11 +277,11 @@ impl LinuxHost {
                     let words =
                         &self.staging.words(staging)[page as usize * WORDS_PER_PAGE..][..WORDS_PER_PAGE];
                     match self.uffd.copy(at(page), words) {
-                        super::abi::Outcome::Done(_) => {
+                        Outcome::Done(_) => {
                             copied.insert(PageIndex(page as u16));
                             return Step::Skip;
                         }
-                        super::abi::Outcome::Refused(why) => errno = why,
+                        Outcome::Refused(why) => errno = why,
                     }
                 }
                 *result = Err(errno.into());

@@ -1,0 +1,162 @@
+//! Changes of mirrored mappings arrive as events, in order, and the tables follow them.
+#![allow(unsafe_code, reason = "unmaps, moves and forks real memory")]
+
+mod os_support;
+
+use std::sync::atomic::Ordering;
+
+use granule::os::TakeWay;
+use granule::ports::{Host, HostEvent, Lookup, VmaKind, WORDS_PER_PAGE};
+use granule::units::{Access, PageMask, VirtAddr, VirtRange};
+use os_support::*;
+
+#[test]
+fn changes_are_told_in_order_and_followed() {
+    for way in WAYS {
+        let host = open(way);
+        let reader = Reader::zero_filling(&host);
+        let memory = Memory::blocks(4);
+        host.mirror(memory.range).expect("mirrored");
+        host.arm(memory.block(1).range()).expect("armed");
+        memory.fill(0..2048, 1);
+
+        memory.unmap(memory.pages(10, 3));
+        assert_eq!(memory.advise(memory.pages(20, 4), libc::MADV_DONTNEED), 0);
+        let target = Memory::blocks(1);
+        let to = target.range.start();
+        // SAFETY: moves the test's own pages over the test's own pages.
+        let moved = unsafe {
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            libc::mremap(
+                memory.pages(512, 16).start().0 as *mut _,
+                65536,
+                65536,
+                flags,
+                to.0 as *mut libc::c_void,
+            )
+        };
+        assert_eq!(moved as u64, to.0);
+        let events = reader.wait_for_changes(4);
+        assert_eq!(
+            events,
+            [
+                HostEvent::Unmap(memory.pages(10, 3)),
+                HostEvent::Remove(memory.pages(20, 4)),
+                HostEvent::Remap { from: memory.pages(512, 16), to },
+                HostEvent::Unmap(memory.pages(512, 16)),
+            ],
+            "{way:?}"
+        );
+        assert!(!host.is_mirrored(memory.pages(12, 1)) && host.is_mirrored(memory.pages(13, 499)));
+        assert!(!host.is_mirrored(memory.pages(512, 1)) && host.is_armed(memory.pages(528, 496)));
+        assert!(host.is_mirrored(VirtRange::of_pages(to, 16)) && host.is_armed(VirtRange::of_pages(to, 16)));
+        assert_eq!(target.word(3).load(Ordering::Relaxed), expected(515, 0, 1));
+    }
+}
+
+#[test]
+fn a_page_being_removed_is_not_taken_before_it_was_seen_absent() {
+    let host = open(TakeWay::Move);
+    let reader = Reader::zero_filling(&host);
+    let memory = Memory::blocks(1);
+    arm(&host, &memory);
+    memory.fill(0..32, 2);
+    // FREE tells the same event and leaves the pages there.
+    assert_eq!(memory.advise(memory.pages(0, 8), libc::MADV_FREE), 0);
+    assert_eq!(memory.advise(memory.pages(8, 8), libc::MADV_DONTNEED), 0);
+    reader.wait_for_changes(2);
+    let (staging, taken) = take(&host, memory.block(0), &mask(0..32));
+    assert_eq!((taken.refused, taken.taken), (mask(0..8), mask(8..32)));
+    assert_eq!(host.give(memory.block(0), &taken.taken, staging).0, taken.taken);
+    host.staging_done(staging);
+    // Discarded and filled anew: what is there now is the application's.
+    assert_eq!(memory.advise(memory.pages(0, 8), libc::MADV_DONTNEED), 0);
+    reader.wait_for_changes(3);
+    host.settle_removed();
+    memory.fill(0..8, 3);
+    let (staging, taken) = take(&host, memory.block(0), &mask(0..32));
+    assert_eq!((taken.refused, taken.taken), (PageMask::EMPTY, mask(0..32)));
+    assert_eq!(host.give(memory.block(0), &taken.taken, staging).0, taken.taken);
+    host.staging_done(staging);
+    memory.check(0..8, 3);
+}
+
+#[test]
+fn a_child_gets_the_pages_that_were_taken() {
+    for way in WAYS {
+        let host = open(way);
+        let memory = Memory::blocks(1);
+        let (base, kept) = (memory.range.start(), Memory::blocks(1));
+        memory.fill(0..8, 4);
+        kept.fill(0..8, 4);
+        let (kept_at, words) = (kept.range.start(), 8 * WORDS_PER_PAGE);
+        let reader = Reader::start(
+            &host,
+            Box::new(move |host, event| {
+                if let HostEvent::Fork { child } = event {
+                    // SAFETY: `kept` outlives the reader and is not mirrored.
+                    let copy = unsafe { std::slice::from_raw_parts(kept_at.0 as *const _, words) };
+                    host.child_fill(child, base, copy);
+                    host.child_done(child);
+                }
+            }),
+        );
+        arm(&host, &memory);
+        let (staging, taken) = take(&host, memory.block(0), &mask(0..8));
+        assert_eq!(taken.taken, mask(0..8));
+        // SAFETY: the child reads memory and leaves by _exit.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let right = (0..8).all(|page| memory.word(page).load(Ordering::Relaxed) == expected(page, 0, 4));
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(if right { 42 } else { 1 }) };
+        }
+        let mut status = 0;
+        // SAFETY: reaps the test's own child.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 42, "{way:?}: status {status:#x}");
+        assert_eq!(host.give(memory.block(0), &mask(0..8), staging).0, mask(0..8));
+        host.staging_done(staging);
+        memory.check(0..8, 4);
+        drop(reader);
+    }
+}
+
+static STATIC_DATA: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+#[test]
+fn mappings_are_told_apart_by_both_ways_of_asking() {
+    let kind = |at: u64| {
+        let answers =
+            [granule::os::Vmas::open().expect("open"), granule::os::Vmas::open_text().expect("open")]
+                .map(|vmas| vmas.lookup(VirtAddr(at)).expect("an answer"));
+        assert_eq!(answers[0], answers[1], "at {at:#x}");
+        match answers[0] {
+            Lookup::Mapped(vma) => Some((vma.kind, vma.access)),
+            Lookup::Hole { .. } => None,
+        }
+    };
+    let memory = Memory::blocks(1);
+    let at = memory.range.start().0;
+    assert_eq!(kind(at), Some((VmaKind::Movable, Some(Access::Write))));
+    // SAFETY: protecting and replacing the test's own pages.
+    unsafe {
+        libc::mprotect(at as *mut _, 4096, libc::PROT_NONE);
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        libc::mmap((at + 8192) as *mut _, 4096, libc::PROT_READ, flags, -1, 0);
+        libc::munmap((at + 16384) as *mut _, 4096);
+    }
+    assert_eq!(kind(at), Some((VmaKind::Movable, None)));
+    assert_eq!(kind(at + 8192), Some((VmaKind::LinkOnly, Some(Access::Read))));
+    assert_eq!(kind(at + 16384), None);
+    let local = 0u64;
+    assert_eq!(kind(&raw const local as u64).expect("mapped").0, VmaKind::LinkOnly, "a thread's stack");
+    assert_ne!(kind(&raw const STATIC_DATA as u64).expect("mapped").0, VmaKind::Movable, "static data");
+    assert_eq!(kind(libc::getpid as *const () as u64).expect("mapped").0, VmaKind::Unfollowed, "code");
+    let slab = granule::os::private::Slab::<u64>::new(512).expect("a page");
+    assert_eq!(kind(slab.as_ptr() as u64).expect("mapped").0, VmaKind::Unfollowed, "private memory");
+    // SAFETY: asks where the heap ends.
+    let brk = unsafe { libc::sbrk(0) } as u64;
+    let heap = kind(brk - 8);
+    assert_eq!(heap.expect("mapped"), (VmaKind::Movable, Some(Access::Write)), "the heap");
+}
