@@ -6,7 +6,7 @@ mod os_support;
 use std::sync::atomic::Ordering;
 
 use granule::os::TakeWay;
-use granule::ports::{Host, HostEvent, Lookup, VmaKind, WORDS_PER_PAGE};
+use granule::ports::{Host, HostEvent, Lookup, VmaKind};
 use granule::units::{Access, PageMask, VirtAddr, VirtRange};
 use os_support::*;
 
@@ -79,47 +79,6 @@ fn a_page_being_removed_is_not_taken_before_it_was_seen_absent() {
     assert_eq!(host.give(memory.block(0), &taken.taken, staging).0, taken.taken);
     host.staging_done(staging);
     memory.check(0..8, 3);
-}
-
-#[test]
-fn a_child_gets_the_pages_that_were_taken() {
-    for way in WAYS {
-        let host = open(way);
-        let memory = Memory::blocks(1);
-        let (base, kept) = (memory.range.start(), Memory::blocks(1));
-        memory.fill(0..8, 4);
-        kept.fill(0..8, 4);
-        let (kept_at, words) = (kept.range.start(), 8 * WORDS_PER_PAGE);
-        let reader = Reader::start(
-            &host,
-            Box::new(move |host, event| {
-                if let HostEvent::Fork { child } = event {
-                    // SAFETY: `kept` outlives the reader and is not mirrored.
-                    let copy = unsafe { std::slice::from_raw_parts(kept_at.0 as *const _, words) };
-                    host.child_fill(child, base, copy);
-                    host.child_done(child);
-                }
-            }),
-        );
-        arm(&host, &memory);
-        let (staging, taken) = take(&host, memory.block(0), &mask(0..8));
-        assert_eq!(taken.taken, mask(0..8));
-        // SAFETY: the child reads memory and leaves by _exit.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            let right = (0..8).all(|page| memory.word(page).load(Ordering::Relaxed) == expected(page, 0, 4));
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(if right { 42 } else { 1 }) };
-        }
-        let mut status = 0;
-        // SAFETY: reaps the test's own child.
-        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 42, "{way:?}: status {status:#x}");
-        assert_eq!(host.give(memory.block(0), &mask(0..8), staging).0, mask(0..8));
-        host.staging_done(staging);
-        memory.check(0..8, 4);
-        drop(reader);
-    }
 }
 
 static STATIC_DATA: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);

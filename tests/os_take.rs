@@ -133,43 +133,6 @@ fn a_page_whose_protection_changed_while_it_was_away_comes_back_by_copy() {
 }
 
 #[test]
-fn pages_shared_with_a_child_are_refused_until_they_are_private_again() {
-    let host = open(TakeWay::Move);
-    let _reader = Reader::start(
-        &host,
-        Box::new(|host, event| match event {
-            HostEvent::Fork { child } => host.child_done(child),
-            event => fill_fault_with_zeros(host, event),
-        }),
-    );
-    let memory = Memory::blocks(1);
-    arm(&host, &memory);
-    memory.fill(0..8, 5);
-    // SAFETY: the child waits for its end in a system call, touching nothing.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        loop {
-            // SAFETY: no memory.
-            unsafe { libc::pause() };
-        }
-    }
-    let (staging, taken) = take(&host, memory.block(0), &mask(0..8));
-    assert_eq!((taken.taken, taken.refused), (PageMask::EMPTY, mask(0..8)));
-    host.staging_done(staging);
-    host.populate(memory.pages(0, 8), Access::Write).expect("populated");
-    let (staging, taken) = take(&host, memory.block(0), &mask(0..8));
-    assert_eq!((taken.taken, taken.refused), (mask(0..8), PageMask::EMPTY));
-    assert_eq!(host.give(memory.block(0), &mask(0..8), staging), (mask(0..8), Ok(())));
-    host.staging_done(staging);
-    memory.check(0..8, 5);
-    // SAFETY: ends and reaps the test's own child.
-    unsafe {
-        libc::kill(child, libc::SIGKILL);
-        assert_eq!(libc::waitpid(child, std::ptr::null_mut(), 0), child);
-    }
-}
-
-#[test]
 fn a_present_page_is_never_overwritten() {
     for way in WAYS {
         let host = open(way);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use granule::os::private::PrivateArc;
+use granule::os::thread::{self, ServiceThread};
 use granule::os::{HostOptions, LinuxHost, TakeWay};
 use granule::ports::{Host, HostEvent, WORDS_PER_PAGE, Word};
 use granule::units::{BLOCK_BYTES, BlockNo, PAGE_BYTES, PAGES_PER_BLOCK, PageMask, VirtAddr, VirtRange};
@@ -117,19 +118,22 @@ pub fn check_words(words: &[Word], page: u64, seed: u64) {
 pub type Serve = Box<dyn Fn(&LinuxHost, HostEvent) + Send>;
 
 /// Reads events until it is dropped, keeps them, and serves faults. `gate` is held while it reads and serves.
+///
+/// A thread of the service's kind that allocates nothing: `fork` in the C library holds the heap's locks while it
+/// waits for its event to be read.
 pub struct Reader {
     host: PrivateArc<LinuxHost>,
     pub events: Arc<Mutex<Vec<HostEvent>>>,
     pub gate: Arc<RwLock<()>>,
     stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Option<ServiceThread>,
 }
 
 impl Reader {
     pub fn start(host: &PrivateArc<LinuxHost>, serve: Serve) -> Self {
         let (events, gate) = (Arc::new(Mutex::new(Vec::with_capacity(1024))), Arc::new(RwLock::new(())));
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::spawn({
+        let thread = thread::spawn("test-reader", {
             let (host, events, gate, stop) = (host.clone(), events.clone(), gate.clone(), stop.clone());
             move || {
                 while !stop.load(Ordering::Acquire) {
@@ -141,7 +145,8 @@ impl Reader {
                     some[..count].iter().for_each(|event| serve(&host, *event));
                 }
             }
-        });
+        })
+        .expect("a thread");
         Self { host: host.clone(), events, gate, stop, thread: Some(thread) }
     }
 
