@@ -3,13 +3,14 @@
 //!
 //! # Rules
 //! 1. A drop is entered before the call and left after it. Its events come in ascending order, one per mapping,
-//!    each beginning where the one before ended; the cursor matches exactly those, once each. The call may return
-//!    before the reader has looked at the event that it has read, so an entry outlives its call until then.
+//!    each beginning where the one before ended; the cursor matches exactly those, once each.
 //! 2. While a drop is entered, the reader reads one message at a time, and having read a drop's last event it
 //!    waits for the call to return before it reads on. The kernel looks at the mapping again between the event
 //!    and the zap; until then nobody who unmaps that memory gets his event read, so nobody can have put something
 //!    of his own there. The wait is short: the dropping thread needs the reader no more.
-//! 3. **The window that stays open**: from leaving the gate to the moment the kernel looks at the mapping. A
+//! 3. The read of the last event lets the call return, so the drop may be left before the reader has looked it up.
+//!    It stays in the table until the reader has, or reads again: by then everything that it caused was looked up.
+//! 4. **The window that stays open**: from leaving the gate to the moment the kernel looks at the mapping. A
 //!    thread that unmaps the block, has its event read, maps something new at the same address and writes to it,
 //!    all between these two, loses those writes. Only kernels without `UFFDIO_MOVE` are served this way; nothing
 //!    in such a kernel makes a discard conditional on the mapping.
@@ -22,17 +23,18 @@ use crate::sync::{Park, WordLock};
 use crate::units::VirtRange;
 
 const FREE: u32 = 0;
-/// The call is under way.
 const ENTERED: u32 = 1;
-/// All events were looked at; the call has not returned.
+/// All events were read; the call has not returned.
 const TOLD: u32 = 2;
-/// The call has returned; the reader may not have looked at its last event yet.
-const RETURNED: u32 = 3;
+/// The call has returned; an event that was read may still be looked up.
+const LEFT: u32 = 3;
 
 struct Drop {
     state: AtomicU32,
     cursor: AtomicU64,
     end: AtomicU64,
+    /// When it was left, in leavings.
+    left_at: AtomicU64,
 }
 // SAFETY: atomics only; zero is a free entry.
 #[allow(unsafe_code, reason = "vouching for a type of atomics")]
@@ -42,8 +44,9 @@ pub(super) struct Drops {
     entries: Slab<Drop>,
     lock: WordLock,
     entered: AtomicU32,
-    /// Rises when an entry becomes free, for who waits for one.
+    /// Rises when an entry becomes free or left, for who waits for one.
     freed: AtomicU32,
+    leavings: AtomicU64,
 }
 
 /// An entry of the table.
@@ -57,66 +60,85 @@ impl Drops {
             lock: WordLock::new(),
             entered: AtomicU32::new(0),
             freed: AtomicU32::new(0),
+            leavings: AtomicU64::new(0),
         })
     }
 
-    /// Enters a drop; `None` while the table is full (see [`Drops::wait_for_room`]).
-    pub(super) fn enter(&self, range: VirtRange) -> Option<DropId> {
-        let _guard = self.lock.lock(&FutexPark);
-        let index = self.entries.iter().position(|entry| entry.state.load(Ordering::Relaxed) == FREE)?;
-        let entry = &self.entries[index];
-        entry.cursor.store(range.start().0, Ordering::Relaxed);
-        entry.end.store(range.end().0, Ordering::Relaxed);
-        entry.state.store(ENTERED, Ordering::Relaxed);
-        // Release: the reader's `any` must see it before the event of this drop.
-        self.entered.fetch_add(1, Ordering::Release);
-        Some(DropId(index))
+    /// Enters a drop. Sleeps while the table is full.
+    pub(super) fn enter(&self, range: VirtRange) -> DropId {
+        loop {
+            let seen = self.freed.load(Ordering::Acquire);
+            {
+                let _guard = self.lock.lock(&FutexPark);
+                if let Some(index) = self.vacant() {
+                    let entry = &self.entries[index];
+                    entry.cursor.store(range.start().0, Ordering::Relaxed);
+                    entry.end.store(range.end().0, Ordering::Relaxed);
+                    entry.state.store(ENTERED, Ordering::Relaxed);
+                    // Release: the reader's `any` must see it before the event of this drop.
+                    self.entered.fetch_add(1, Ordering::Release);
+                    return DropId(index);
+                }
+            }
+            FutexPark.park(&self.freed, seen);
+        }
     }
 
-    /// Which room there was; to be asked before `enter` is tried.
-    pub(super) fn room_ticket(&self) -> u32 {
-        self.freed.load(Ordering::Acquire)
+    /// A free entry, or else the one that was left longest ago: it had no event, or its event was looked up long
+    /// since, for the reader has one message in hand at most. The lock is held.
+    fn vacant(&self) -> Option<usize> {
+        let is = |state: u32| move |entry: &&Drop| entry.state.load(Ordering::Relaxed) == state;
+        let index = |found: &Drop| self.entries.iter().position(|entry| core::ptr::eq(entry, found));
+        if let Some(free) = self.entries.iter().find(is(FREE)) {
+            return index(free);
+        }
+        let left = self.entries.iter().filter(is(LEFT));
+        let oldest = left.min_by_key(|entry| entry.left_at.load(Ordering::Relaxed))?;
+        self.free(oldest);
+        index(oldest)
     }
 
-    /// Sleeps until an entry became free since the ticket.
-    pub(super) fn wait_for_room(&self, ticket: u32) {
-        FutexPark.park(&self.freed, ticket);
-    }
-
-    /// Leaves a drop: the call has returned. `told`: it may have caused events.
-    pub(super) fn leave(&self, id: DropId, told: bool) {
+    /// Leaves a drop: the call has returned.
+    pub(super) fn leave(&self, id: DropId) {
         let entry = &self.entries[id.0];
         {
             let _guard = self.lock.lock(&FutexPark);
-            if told && entry.state.load(Ordering::Relaxed) == ENTERED {
-                entry.state.store(RETURNED, Ordering::Relaxed);
-                return;
+            if entry.state.load(Ordering::Relaxed) == TOLD {
+                self.free(entry);
+            } else {
+                let left_at = self.leavings.fetch_add(1, Ordering::Relaxed);
+                entry.left_at.store(left_at, Ordering::Relaxed);
+                entry.state.store(LEFT, Ordering::Relaxed);
+                self.freed.fetch_add(1, Ordering::Release);
             }
-            self.free(entry);
         }
         FutexPark.unpark_all(&entry.state);
-    }
-
-    fn free(&self, entry: &Drop) {
-        // Release pairs with the acquire in `swallows`.
-        entry.state.store(FREE, Ordering::Release);
-        self.entered.fetch_sub(1, Ordering::Release);
-        self.freed.fetch_add(1, Ordering::Release);
         FutexPark.unpark_all(&self.freed);
     }
 
-    /// Called by the reader when it has looked at everything that it has read: the events of calls that have
-    /// returned are among that.
-    pub(super) fn reap(&self) {
+    /// Forgets the drops that were left. The reader calls it before a read, when it has looked up every event that
+    /// it read before: a call that has returned has no event unread.
+    pub(super) fn forget_left(&self) {
         if !self.any() {
             return;
         }
-        let _guard = self.lock.lock(&FutexPark);
-        let returned = self.entries.iter().filter(|entry| entry.state.load(Ordering::Relaxed) == RETURNED);
-        returned.for_each(|entry| self.free(entry));
+        {
+            let _guard = self.lock.lock(&FutexPark);
+            let left = self.entries.iter().filter(|entry| entry.state.load(Ordering::Relaxed) == LEFT);
+            left.for_each(|entry| self.free(entry));
+        }
+        FutexPark.unpark_all(&self.freed);
     }
 
-    /// Whether any drop is entered.
+    /// Makes an entry free. The lock is held.
+    fn free(&self, entry: &Drop) {
+        // Release pairs with the acquire of the reader that waits for the end of the call.
+        entry.state.store(FREE, Ordering::Release);
+        self.entered.fetch_sub(1, Ordering::Release);
+        self.freed.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether any drop is entered, or left and not yet forgotten.
     pub(super) fn any(&self) -> bool {
         self.entered.load(Ordering::Acquire) != 0
     }
@@ -126,22 +148,22 @@ impl Drops {
     pub(super) fn swallows(&self, range: VirtRange) -> bool {
         let told = {
             let _guard = self.lock.lock(&FutexPark);
-            // A returned call's event is older than that of one under way.
-            let Some(entry) = [RETURNED, ENTERED].iter().find_map(|&state| {
+            // A call that has returned is older than one under way: its event comes first. Mistaking it would make
+            // the reader wait for a call that waits for the reader.
+            let hit = [LEFT, ENTERED].into_iter().find_map(|state| {
                 self.entries.iter().find(|entry| {
                     entry.state.load(Ordering::Relaxed) == state
                         && entry.cursor.load(Ordering::Relaxed) == range.start().0
                         && range.end().0 <= entry.end.load(Ordering::Relaxed)
                 })
-            }) else {
-                return false;
-            };
+            });
+            let Some(entry) = hit else { return false };
             entry.cursor.store(range.end().0, Ordering::Relaxed);
             if range.end().0 < entry.end.load(Ordering::Relaxed) {
                 return true;
             }
-            if entry.state.load(Ordering::Relaxed) == RETURNED {
-                self.free(entry);
+            if entry.state.load(Ordering::Relaxed) == LEFT {
+                // It is forgotten before the next read.
                 return true;
             }
             entry.state.store(TOLD, Ordering::Relaxed);
@@ -166,40 +188,46 @@ mod tests {
     #[test]
     fn each_event_of_a_drop_is_matched_once() {
         let drops = Drops::new().expect("a page");
-        let id = drops.enter(pages(4, 12)).expect("room");
+        let id = drops.enter(pages(4, 12));
         assert!(!drops.swallows(pages(3, 4)) && !drops.swallows(pages(6, 8)), "of somebody else");
         assert!(drops.swallows(pages(4, 6)));
         assert!(!drops.swallows(pages(4, 6)), "the second of its kind is of somebody else");
-        drops.leave(id, true);
+        drops.leave(id);
         assert!(
             drops.any() && drops.swallows(pages(6, 12)),
             "read before the call returned, looked at after"
         );
+        drops.forget_left();
         assert!(!drops.any() && !drops.swallows(pages(6, 12)));
     }
 
     #[test]
     fn a_new_drop_does_not_inherit_the_event_of_an_old_one() {
         let drops = Drops::new().expect("a page");
-        let old = drops.enter(pages(0, 1)).expect("room");
-        drops.leave(old, true);
-        let new = drops.enter(pages(0, 1)).expect("room");
+        let other = drops.enter(pages(7, 8));
+        let old = drops.enter(pages(0, 1));
+        assert!(std::thread::scope(|scope| {
+            let told = scope.spawn(|| drops.swallows(pages(7, 8)));
+            while drops.entries[0].state.load(Ordering::Acquire) != TOLD {
+                std::hint::spin_loop();
+            }
+            drops.leave(other);
+            told.join().expect("it returns once the call has")
+        }));
+        drops.leave(old);
+        // In the place of `other`, before the entry of `old`.
+        let new = drops.enter(pages(0, 1));
         assert!(drops.swallows(pages(0, 1)), "does not wait for the new one");
-        drops.leave(new, true);
-        drops.reap();
-        assert!(!drops.any() && !drops.swallows(pages(0, 1)));
+        drops.leave(new);
+        drops.forget_left();
+        assert!(!drops.any());
     }
 
     #[test]
-    fn a_full_table_says_so_and_is_emptied_by_the_reader() {
+    fn a_table_full_of_calls_that_returned_has_room() {
         let drops = Drops::new().expect("a page");
-        let ids: Vec<_> = core::iter::from_fn(|| drops.enter(pages(0, 1))).collect();
-        assert_eq!(ids.len(), drops.entries.len());
-        ids.into_iter().for_each(|id| drops.leave(id, true));
-        let ticket = drops.room_ticket();
-        assert!(drops.enter(pages(0, 1)).is_none());
-        drops.reap();
-        drops.wait_for_room(ticket);
-        assert!(drops.enter(pages(0, 1)).is_some());
+        (0..drops.entries.len() as u64 * 2).for_each(|page| drops.leave(drops.enter(pages(page, page + 1))));
+        drops.forget_left();
+        assert!(!drops.any());
     }
 }

@@ -74,7 +74,6 @@ impl LinuxHost {
     /// Sleeps until there is something to drain or [`LinuxHost::interrupt`] is called, and consumes the
     /// interrupt. Reads nothing and acknowledges nothing.
     pub fn wait(&self) -> Readiness {
-        self.drops.reap();
         let poll = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut fds = [poll(self.uffd.as_fd().as_raw_fd()), poll(self.signal.0.as_raw_fd())];
         loop {
@@ -106,10 +105,10 @@ impl LinuxHost {
     pub(super) fn read_messages(&self, out: &mut [HostEvent]) -> usize {
         let most = if self.way == TakeWay::WriteProtect { 1 } else { BATCH };
         let mut filled = 0;
-        self.drops.reap();
         while filled < out.len() {
             let mut messages = [Message::default(); BATCH];
             let asked = most.min(out.len() - filled);
+            self.drops.forget_left();
             let got = self.uffd.read(&mut messages[..asked]);
             for message in &messages[..got] {
                 if let Some(event) = self.translate(message) {

@@ -13,8 +13,7 @@
 //! 3. Absent pages are taken as what they are, zeros: nothing is moved, and staging reads as zeros there.
 #![allow(unsafe_code, reason = "moves and discards pages of the application")]
 
-use super::abi::{Errno, MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};
-use super::drops::DropId;
+use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};
 use super::host::LinuxHost;
 use super::walk::{Step, walk};
 use crate::ports::{Host, HostError, StagingId, Take, WORDS_PER_PAGE};
@@ -202,14 +201,13 @@ impl LinuxHost {
             rest -= waiting;
             for run in waiting.runs() {
                 let range = run_range(block, &run);
-                let id = self.enter_drop(range);
+                let id = self.drops.enter(range);
                 // SAFETY: the pages are copied, protected and marked in transit: no write is lost; rule 3 of
                 // `drops` names the window that stays.
                 let rc = unsafe {
                     libc::madvise(range.start().0 as *mut _, range.bytes() as usize, libc::MADV_DONTNEED)
                 };
-                // Locked memory is refused before anybody is told.
-                self.drops.leave(id, rc == 0 || Errno::last().0 != libc::EINVAL);
+                self.drops.leave(id);
                 if rc == 0 {
                     gone |= PageMask::of_range(run);
                 }
@@ -217,18 +215,6 @@ impl LinuxHost {
             self.staging.settled(slot, &gone);
         }
         gone
-    }
-
-    fn enter_drop(&self, range: VirtRange) -> DropId {
-        loop {
-            let ticket = self.drops.room_ticket();
-            if let Some(id) = self.drops.enter(range) {
-                return id;
-            }
-            // Entries become free when the reader looks at them.
-            self.interrupt();
-            self.drops.wait_for_room(ticket);
-        }
     }
 
     pub(super) fn give_pages(
