@@ -204,13 +204,18 @@ fn start(core: PrivateArc<Core>, device_count: usize, workers: usize) -> Result<
     svm.pool = Some(pool.clone());
     let mut senders = Vec::new();
     for device in 0..device_count {
+        // Before the caller has the space, not when the thread comes to run: a kernel may be launched at once.
+        let port = svm.core.space.device(DeviceId(device as u8)).port;
+        port.attach();
         let (sender, requests) = channel();
         let (core, pool) = (core.clone(), pool.clone());
         let body = move || {
             let seat = Seat((workers + device) as u16);
             DeviceThread { core: &core, device: DeviceId(device as u8), seat, pool: &pool }.run(&requests);
         };
-        svm.device_threads.push(thread::spawn_with_stack("granule-device", 1 << 20, body)?);
+        let thread = thread::spawn_with_stack("granule-device", 1 << 20, body);
+        let thread = thread.inspect_err(|_| port.detach())?;
+        svm.device_threads.push(thread);
         senders.push(sender);
         svm.asker = Asker::new(svm.core.clone(), senders.clone());
     }

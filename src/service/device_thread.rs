@@ -38,7 +38,6 @@ impl DeviceThread<'_> {
         let port = self.core.space.device(self.device).port;
         let mut faults = [DeviceFault::default(); BATCH];
         let mut groups = [NO_FAULT; BATCH];
-        port.attach();
         loop {
             port.wait_fault();
             loop {
