@@ -48,11 +48,10 @@ impl Mapped {
         assert_eq!(unsafe { libc::munmap((self.0 + page * PAGE) as *mut _, (pages * PAGE) as usize) }, 0);
     }
     fn discard(&self, page: u64) {
+        let at = (self.0 + page * PAGE) as *mut libc::c_void;
         // SAFETY: a page of this mapping.
-        assert_eq!(
-            unsafe { libc::madvise((self.0 + page * PAGE) as *mut _, PAGE as usize, libc::MADV_DONTNEED) },
-            0
-        );
+        let rc = unsafe { libc::madvise(at, PAGE as usize, libc::MADV_DONTNEED) };
+        assert_eq!(rc, 0);
     }
 }
 impl Drop for Mapped {

@@ -93,7 +93,7 @@ impl IovaSpace {
     /// # Errors
     /// [`IovaError::BadSize`], [`IovaError::BadAlignment`], [`IovaError::Exhausted`].
     pub fn reserve(&mut self, bytes: u64, align_bytes: u64) -> Result<Iova, IovaError> {
-        if bytes == 0 || bytes % PAGE_BYTES != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES) {
             return Err(IovaError::BadSize(bytes));
         }
         if !align_bytes.is_power_of_two() || align_bytes < PAGE_BYTES {

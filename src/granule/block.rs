@@ -153,7 +153,7 @@ impl<'a> BlockGuard<'a> {
     pub fn devices(&self) -> impl Iterator<Item = DeviceId> + use<> {
         (0..self.planes.len() as u8).map(DeviceId)
     }
-    /// Whether touches of absent pages are trapped in the whole block.
+    /// Whether touches of absent pages are trapped in some part of the block.
     pub fn is_armed(&self) -> bool {
         self.flag(ARMED)
     }
@@ -336,7 +336,7 @@ impl<'a> BlockGuard<'a> {
         }
     }
 
-    /// Whether touches are trapped in the whole block from now on.
+    /// Whether touches are trapped in some part of the block from now on.
     pub fn set_armed(&mut self, armed: bool) {
         self.set_flag(ARMED, armed);
     }

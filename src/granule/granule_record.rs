@@ -35,7 +35,7 @@ impl GranuleRecord {
 
     /// Enters the reservation. Under the lock that makes it once ([`Tables::reserve_once`](super::Tables)).
     pub(super) fn set_iova_base(&self, device: DeviceId, base: Iova) {
-        assert!(base.0 % PAGE_BYTES == 0, "a granule is reserved at a page");
+        assert!(base.0.is_multiple_of(PAGE_BYTES), "a granule is reserved at a page");
         self.iova[device.0 as usize].store(base.0 | 1, Ordering::Release);
     }
 

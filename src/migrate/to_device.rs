@@ -37,7 +37,7 @@ fn move_through<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>, s
     let record = &space.transits[seat.0 as usize];
     let (pages, take, pinned) = match begin_and_take(space, seat, job, staging, record) {
         Ok(begun) => begun,
-        Err(stopped) => return stopped,
+        Err(stopped) => return stopped.into(),
     };
     let number = space.tables.record(job.block).number();
     let gone = space.host.drop_taken(number, &take.taken);
@@ -60,6 +60,24 @@ fn move_through<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>, s
     moved
 }
 
+/// Why nothing was taken.
+enum Stopped {
+    Retry(Retry),
+    Failed(FaultCause),
+    /// A userptr keeps these in system memory; the others are on the device already.
+    Refused(PageMask),
+}
+
+impl From<Stopped> for Moved {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Retry(why) => Self { retry: Some(why), ..Self::default() },
+            Stopped::Failed(why) => Self { failed: Some(why), ..Self::default() },
+            Stopped::Refused(refused) => Self { refused, ..Self::default() },
+        }
+    }
+}
+
 /// Begin and take, in one stay inside the gate. Returns the pages in transit, what was taken of them, and the pages
 /// that a userptr keeps in system memory.
 fn begin_and_take<H: Host>(
@@ -68,28 +86,28 @@ fn begin_and_take<H: Host>(
     job: &ToDevice<'_>,
     staging: StagingId,
     record: &TransitRecord,
-) -> Result<(PageMask, Take, PageMask), Moved> {
+) -> Result<(PageMask, Take, PageMask), Stopped> {
     let device = space.device(job.device);
     let _inside = space.gate.enter(seat, space.park);
     let followed = job.vma.range.intersection(space.host.window());
     if space.host.mirror(followed).map_err(refused_by_host)? == Mirrored::FromNow {
-        return Err(Moved::retry(Retry::LookAgain));
+        return Err(Stopped::Retry(Retry::LookAgain));
     }
     let mut block = space.tables.lock(job.block, space.park);
     if !block.is_unchanged(job.sample) {
-        return Err(Moved::retry(Retry::Sequence));
+        return Err(Stopped::Retry(Retry::Sequence));
     }
     let here = block.device_private();
     if !here.is_empty() && block.owner() != job.device {
-        return Err(Moved::retry(Retry::OtherOwner));
+        return Err(Stopped::Retry(Retry::OtherOwner));
     }
     let pinned = space.userptrs.pinned_in(block.number(), space.park);
     let pages = job.pages - here - pinned;
     if pages.is_empty() {
-        return Err(Moved { refused: job.pages & pinned, ..Moved::default() });
+        return Err(Stopped::Refused(job.pages & pinned));
     }
     if block.is_busy(&pages) {
-        return Err(Moved::retry(Retry::InTransit(block.transit_busy())));
+        return Err(Stopped::Retry(Retry::InTransit(block.transit_busy())));
     }
     for each in block.devices() {
         unlink(space, &mut block, each, &pages);
@@ -99,13 +117,13 @@ fn begin_and_take<H: Host>(
     device
         .memory
         .reserve(&mut block, &space.tables, &pages, wish, job.device, space.park)
-        .map_err(|DeviceFull| Moved::retry(Retry::DeviceFull))?;
+        .map_err(|DeviceFull| Stopped::Retry(Retry::DeviceFull))?;
     if let Err(error) = arm(space, job, &mut block) {
         device.memory.release_unused(&mut block, &space.tables, space.park);
         return Err(refused_by_host(error));
     }
     if let Err(busy) = block.begin_transit(seat, record, &pages, staging, Direction::ToDevice) {
-        return Err(Moved::retry(Retry::InTransit(busy)));
+        return Err(Stopped::Retry(Retry::InTransit(busy)));
     }
     let number = block.number();
     drop(block);
@@ -118,13 +136,10 @@ fn arm<H: Host>(
     job: &ToDevice<'_>,
     block: &mut crate::granule::BlockGuard<'_>,
 ) -> Result<(), HostError> {
-    if block.is_armed() {
-        return Ok(());
-    }
-    let whole = block.number().range();
-    let part = job.vma.range.intersection(space.host.window()).intersection(whole);
+    let part = job.vma.range.intersection(space.host.window()).intersection(block.number().range());
+    // Asked each time: a part of an armed block may be a new mapping, which is not.
     space.host.arm(part)?;
-    block.set_armed(part == whole);
+    block.set_armed(true);
     Ok(())
 }
 
@@ -136,13 +151,13 @@ fn slot_wish(granularity: Granularity, pages: &PageMask) -> SlotKind {
     }
 }
 
-fn refused_by_host(error: HostError) -> Moved {
+fn refused_by_host(error: HostError) -> Stopped {
     match error {
-        HostError::Changing | HostError::NoMapping => Moved::retry(Retry::Changing),
-        HostError::OutOfMemory | HostError::MappingLimit => Moved::failed(FaultCause::OutOfMemory),
-        HostError::NotSupported => Moved::failed(FaultCause::NoEvents),
-        HostError::Gone => Moved::failed(FaultCause::ShuttingDown),
-        HostError::NotPermitted | HostError::Present => Moved::failed(FaultCause::NoAccess),
+        HostError::Changing | HostError::NoMapping => Stopped::Retry(Retry::Changing),
+        HostError::OutOfMemory | HostError::MappingLimit => Stopped::Failed(FaultCause::OutOfMemory),
+        HostError::NotSupported => Stopped::Failed(FaultCause::NoEvents),
+        HostError::Gone => Stopped::Failed(FaultCause::ShuttingDown),
+        HostError::NotPermitted | HostError::Present => Stopped::Failed(FaultCause::NoAccess),
     }
 }
 

@@ -45,7 +45,7 @@ fn move_through<H: Host>(
     if block.mover().is_some() {
         return Err(Retry::InTransit(block.transit_busy()));
     }
-    let pages = block.device_private() & *wanted - block.in_transit();
+    let pages = (block.device_private() - block.in_transit()) & *wanted;
     if pages.is_empty() {
         return Ok(0);
     }

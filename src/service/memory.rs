@@ -10,8 +10,8 @@ use crate::os::private::{PrivateError, Slab, ZeroValid};
 use crate::sync::{AtomicU32, AtomicU64};
 use crate::units::BLOCK_BYTES;
 
-// SAFETY (all of these): they consist of atomics (and locks made of one), for which zero is a valid value (`Default`
-// is zero for each), and have no destructor.
+// SAFETY: it consists of atomics (and locks made of one), for which zero is a valid value (`Default` is zero), and has
+// no destructor.
 unsafe impl ZeroValid for BlockRecord {}
 // SAFETY: as above.
 unsafe impl ZeroValid for DevicePlane {}
