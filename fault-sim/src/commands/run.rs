@@ -228,18 +228,17 @@ fn check(options: &Options, available: Option<u64>) -> Result<Asked, Refusal> {
         Some(available) if needed > available => Err(Refusal::LargerThanMemory(name, size, Size(available))),
         _ => Ok(()),
     };
-    // What is asked for once, and at worst as much again in device memory.
+    // What is asked for, and all of device memory: it is filled before the start, as a device's own memory is there.
     refuse_larger("--size", options.size, options.size.0)?;
     let device_memory = match options.device_memory {
         Some(size) if !size.0.is_multiple_of(BLOCK_BYTES) => return Err(Refusal::NotBlocks(size)),
         Some(size) => size,
         None => Size((options.size.0 * 2).next_multiple_of(BLOCK_BYTES)),
     };
-    let used = device_memory.0.min(options.size.0.next_multiple_of(BLOCK_BYTES));
     if options.device_memory.is_some() {
         refuse_larger("--device-memory", device_memory, device_memory.0)?;
     }
-    refuse_larger("--size", options.size, options.size.0.saturating_add(used))?;
+    refuse_larger("--size", options.size, options.size.0.saturating_add(device_memory.0))?;
     Ok(Asked {
         workload: options.workload,
         alloc: options.alloc,
@@ -266,6 +265,7 @@ pub fn run(options: &Options) -> Result<Report, RunError> {
         .memory_bytes(asked.device_memory.0)
         .engines(asked.engines)
         .seed(asked.seed)
+        .populate(true)
         .build()?;
     let mut builder = Svm::builder().device(device.clone()).granularity(options.granularity.granularity());
     if let Some(way) = options.take.way() {
