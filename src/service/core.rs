@@ -20,6 +20,10 @@ pub(crate) struct Core {
     pub(super) space: Space<'static, LinuxHost>,
     pub(super) registrations: Registrations,
     pub(super) stopping: AtomicU32,
+    /// Begins and ends of the reader's rounds: odd while it is in one.
+    pub(super) rounds: AtomicU32,
+    /// How many threads wait for the end of a round.
+    pub(super) stats_wait: AtomicU32,
     pub(super) clock: MonotonicClock,
     _devices: PrivateArc<[SpaceDevice<'static>]>,
     pub(super) memory: Memory,
@@ -141,6 +145,8 @@ impl Core {
             space,
             registrations: Registrations::new(),
             stopping: AtomicU32::new(0),
+            rounds: AtomicU32::new(0),
+            stats_wait: AtomicU32::new(0),
             clock: MonotonicClock,
             _devices: devices,
             memory,

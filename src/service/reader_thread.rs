@@ -23,6 +23,12 @@ pub(super) fn run(core: &Core) {
             }
             RoundEnd::WorkLeft => core.space.host.pause(),
         }
+        core.rounds.fetch_add(1, Ordering::SeqCst);
         end = round(&core.space, &core.clock, &mut reader);
+        // Sequentially consistent with `Svm::stats`: it sees the end of the round, or is seen waiting.
+        core.rounds.fetch_add(1, Ordering::SeqCst);
+        if core.stats_wait.load(Ordering::SeqCst) != 0 {
+            core.space.park.unpark_all(&core.rounds);
+        }
     }
 }

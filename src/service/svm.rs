@@ -75,6 +75,17 @@ impl Svm {
         Region::new(bytes)
     }
 
+    /// Waits for the end of the round that the reader is in: a thread that was woken by it finds itself counted.
+    fn wait_for_round(&self) {
+        let core = &self.core;
+        core.stats_wait.fetch_add(1, Ordering::SeqCst);
+        let seen = core.rounds.load(Ordering::SeqCst);
+        while seen % 2 == 1 && core.rounds.load(Ordering::Acquire) == seen {
+            core.space.park.park(&core.rounds, seen);
+        }
+        core.stats_wait.fetch_sub(1, Ordering::SeqCst);
+    }
+
     fn check(&self, range: VirtRange) -> Result<(), RequestError> {
         if !self.asker.is_this_process() {
             return Err(RequestError::NotThisProcess);
@@ -87,6 +98,7 @@ impl Svm {
         if !self.asker.is_this_process() {
             return Stats::default();
         }
+        self.wait_for_round();
         let [table_bytes, granule_bytes, block_bytes, fine_slot_bytes, device_record_bytes] =
             self.core.memory.resident_bytes();
         // An entry of each of the three ordered maps; their nodes are at least half full.
