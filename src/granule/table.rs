@@ -6,7 +6,8 @@ use crate::units::{
     BLOCKS_PER_GRANULE, BlockNo, DeviceId, GRANULE_SHIFT, GranuleNo, Iova, SPACE_BYTES, VirtRange,
 };
 
-const LEVEL2: usize = 512;
+/// Entries of a node: 512 (2 under loom).
+const LEVEL2: usize = if cfg!(granule_loom) { 2 } else { 512 };
 
 /// 512 entries of the second level: index of the granule record, plus one.
 #[derive(Debug)]
