@@ -38,6 +38,11 @@ pub fn forget_contents<H: Host>(
     for (number, index) in space.tables.blocks_in(range) {
         let hit = range.mask_in(number);
         let mut block = space.tables.lock(index, space.park);
+        if !block.is_invalidating() {
+            // A fault made this record since the first pass: outside the gate, which is closed, so that no page of it
+            // is known to a device, and after the mapping had changed, so that its sample is good.
+            continue;
+        }
         for device in space.device_ids() {
             let mapped = block.dma_mapped(device) & hit;
             if !mapped.is_empty() {

@@ -172,6 +172,10 @@ impl<'a> BlockGuard<'a> {
     pub fn begin_invalidation(&mut self) {
         self.record.sequence.begin();
     }
+    /// Whether an invalidation of this block has begun and not ended.
+    pub fn is_invalidating(&self) -> bool {
+        self.record.sequence.is_active()
+    }
     /// An invalidation of this block ends.
     pub fn end_invalidation(&mut self) {
         self.record.sequence.end();

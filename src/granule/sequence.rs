@@ -55,6 +55,11 @@ impl SequenceWord {
         }
     }
 
+    /// Under the block lock: whether an invalidation is running.
+    pub(super) fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed) > 0
+    }
+
     /// Under the block lock. Asserts that an invalidation is running.
     pub(super) fn end(&self) {
         let active = self.active.load(Ordering::Relaxed);
