@@ -76,6 +76,26 @@ pub enum Rule {
     OneMover = 6,
     /// A device loses access to a page before its memory is copied out.
     UnmapBeforeCopy = 7,
+    /// While a worker moves pages of a block, none of its slots is given back.
+    SlotsStayWithMover = 8,
+    /// No engine is inside an access to system memory while events are read.
+    QuiesceBeforeRead = 9,
+    /// A mapping that is followed only from now on is looked up again.
+    LookAgain = 10,
+    /// Whoever reserves looks again once it has the lock.
+    ReserveOnce = 11,
+    /// Whoever takes a lock waits while another has it.
+    LockWaits = 12,
+    /// Giving a lock back releases what was written under it.
+    LockReleases = 13,
+    /// A lock that somebody had to wait for is taken as contended.
+    LockStaysContended = 14,
+    /// A worker looks whether the gate is closed after it took its seat.
+    GateIsLookedAt = 15,
+    /// A block is trapped until its last page is home.
+    ArmedWhileAway = 16,
+    /// Whoever wakes those who wait forgets that they wait.
+    WakeOnce = 17,
 }
 
 /// Whether a rule holds: always, outside of models.
@@ -147,8 +167,9 @@ impl WordLock {
             }
         }
         // From here on the word is left at CONTENDED: one wake too many, never one too few.
-        while self.0.swap(CONTENDED, Ordering::Acquire) != FREE {
-            park.park(&self.0, CONTENDED);
+        let taken = if holds(Rule::LockStaysContended) { CONTENDED } else { HELD };
+        while self.0.swap(taken, Ordering::Acquire) != FREE && holds(Rule::LockWaits) {
+            park.park(&self.0, taken);
         }
     }
 }
@@ -168,7 +189,8 @@ pub struct WordGuard<'a> {
 impl Drop for WordGuard<'_> {
     fn drop(&mut self) {
         // Release pairs with the acquire of the next taker.
-        if self.lock.0.swap(FREE, Ordering::Release) == CONTENDED {
+        let release = if holds(Rule::LockReleases) { Ordering::Release } else { Ordering::Relaxed };
+        if self.lock.0.swap(FREE, release) == CONTENDED {
             self.park.unpark_all(&self.lock.0);
         }
     }

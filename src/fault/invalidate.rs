@@ -2,6 +2,7 @@ use super::userptr::invalidate_userptrs;
 use crate::granule::{BlockGuard, BlockIndex};
 use crate::migrate::{Space, unlink_only, unmap_and_flush};
 use crate::ports::{Count, Host};
+use crate::sync::{Rule, holds};
 use crate::units::{BlockNo, DeviceId, PAGE_SHIFT, PageMask, VirtRange};
 
 /// The contents of a range are gone (munmap, brk) or about to go (madvise): the device must not reach them any
@@ -106,5 +107,7 @@ pub(super) fn settle<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, 
 pub(super) fn freeze<H: Host>(space: &Space<'_, H>, block: &BlockGuard<'_>, pages: &PageMask) {
     debug_assert!(block.device_private().covers(pages));
     debug_assert!((pages.count() << PAGE_SHIFT) > 0);
-    unmap_and_flush(space, block, block.owner(), pages);
+    if holds(Rule::UnmapBeforeCopy) {
+        unmap_and_flush(space, block, block.owner(), pages);
+    }
 }

@@ -112,7 +112,7 @@ impl BlockRecord {
     /// After the lock was dropped: lets those go on who wait for the transit that ended.
     pub fn announce_transit_end(&self, park: &dyn Park) {
         // SeqCst pairs with the addition in `wait_transit`, after the SeqCst addition in `bump_transit_ends`.
-        if self.transit_waiters.load(Ordering::SeqCst) != 0 {
+        if self.transit_waiters.load(Ordering::SeqCst) != 0 && holds(Rule::WakeAfterTransit) {
             park.unpark_all(&self.transit_ends);
         }
     }
@@ -300,7 +300,7 @@ impl<'a> BlockGuard<'a> {
     #[must_use = "threads wait for a wake-up"]
     pub fn take_cpu_waits(&mut self) -> bool {
         let waits = self.flag(CPU_WAITS) && holds(Rule::WakeAfterTransit);
-        if waits {
+        if waits && holds(Rule::WakeOnce) {
             self.set_flag(CPU_WAITS, false);
         }
         waits

@@ -6,7 +6,7 @@
 use thiserror::Error;
 
 use crate::granule::{Bitmap, BlockGuard, SlotKind, Tables};
-use crate::sync::{AtomicU32, LockedU32, Ordering, Park, WordLock};
+use crate::sync::{AtomicU32, LockedU32, Ordering, Park, Rule, WordLock, holds};
 use crate::units::{
     DevMemAddr, DeviceId, PAGE_SHIFT, PAGES_PER_BLOCK, PAGES_PER_SLOT_64K, PageIndex, PageMask,
 };
@@ -204,7 +204,7 @@ impl<'m> DeviceMemory<'m> {
     /// moves pages of the block nothing is given back, even if an invalidation took the pages: the mover may still
     /// be copying. It calls this at its end.
     pub fn release_unused(&self, block: &mut BlockGuard<'_>, tables: &Tables<'_>, park: &dyn Park) {
-        if block.mover().is_some() {
+        if block.mover().is_some() && holds(Rule::SlotsStayWithMover) {
             return;
         }
         let in_transit = block.in_transit();
