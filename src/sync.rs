@@ -7,6 +7,11 @@
 //! * [`WordLock`] is a lock of 4 bytes that parks through a [`Park`]. It is the lock of every block: whoever
 //!   serves CPU faults may take it, so it keeps no state on any heap.
 //!
+//! * [`LockedU32`], [`LockedU64`] are words that one thread at a time may reach: under a lock, or because it owns
+//!   them. They are relaxed atomics only so that safe code may share them. In a model they are loom's tracked
+//!   cells: no switch point and no choice of values, which keeps models small, but an access that is not ordered
+//!   by its lock fails the model at once.
+//!
 //! # Rules
 //! 1. Bitmap words are read and written relaxed and only under their block's lock; the lock's acquire and
 //!    release order them.
@@ -16,6 +21,42 @@
 pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(granule_loom)]
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// See the module header.
+#[cfg(not(granule_loom))]
+pub use core::sync::atomic::{AtomicU32 as LockedU32, AtomicU64 as LockedU64};
+
+#[cfg(granule_loom)]
+mod locked {
+    use super::Ordering;
+
+    macro_rules! locked {
+        ($name:ident, $int:ty) => {
+            /// See the module header. Its methods are those of an atomic; the ordering is not looked at.
+            #[derive(Debug, Default)]
+            pub struct $name(loom::cell::Cell<$int>);
+
+            impl $name {
+                /// A word with this value.
+                pub fn new(value: $int) -> Self {
+                    Self(loom::cell::Cell::new(value))
+                }
+                /// Reads it; fails the model if a write is not ordered before.
+                pub fn load(&self, _: Ordering) -> $int {
+                    self.0.get()
+                }
+                /// Writes it; fails the model if any access is not ordered before.
+                pub fn store(&self, value: $int, _: Ordering) {
+                    self.0.set(value);
+                }
+            }
+        };
+    }
+    locked!(LockedU32, u32);
+    locked!(LockedU64, u64);
+}
+#[cfg(granule_loom)]
+pub use locked::{LockedU32, LockedU64};
 
 /// A rule of the state machine that a model may switch off, to show that the model would notice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +76,26 @@ pub enum Rule {
     OneMover = 6,
     /// A device loses access to a page before its memory is copied out.
     UnmapBeforeCopy = 7,
+    /// While a worker moves pages of a block, none of its slots is given back.
+    SlotsStayWithMover = 8,
+    /// No engine is inside an access to system memory while events are read.
+    QuiesceBeforeRead = 9,
+    /// A mapping that is followed only from now on is looked up again.
+    LookAgain = 10,
+    /// Whoever reserves looks again once it has the lock.
+    ReserveOnce = 11,
+    /// Whoever takes a lock waits while another has it.
+    LockWaits = 12,
+    /// Giving a lock back releases what was written under it.
+    LockReleases = 13,
+    /// A lock that somebody had to wait for is taken as contended.
+    LockStaysContended = 14,
+    /// A worker looks whether the gate is closed after it took its seat.
+    GateIsLookedAt = 15,
+    /// A block is trapped until its last page is home.
+    ArmedWhileAway = 16,
+    /// Whoever wakes those who wait forgets that they wait.
+    WakeOnce = 17,
 }
 
 /// Whether a rule holds: always, outside of models.
@@ -106,8 +167,9 @@ impl WordLock {
             }
         }
         // From here on the word is left at CONTENDED: one wake too many, never one too few.
-        while self.0.swap(CONTENDED, Ordering::Acquire) != FREE {
-            park.park(&self.0, CONTENDED);
+        let taken = if holds(Rule::LockStaysContended) { CONTENDED } else { HELD };
+        while self.0.swap(taken, Ordering::Acquire) != FREE && holds(Rule::LockWaits) {
+            park.park(&self.0, taken);
         }
     }
 }
@@ -127,7 +189,8 @@ pub struct WordGuard<'a> {
 impl Drop for WordGuard<'_> {
     fn drop(&mut self) {
         // Release pairs with the acquire of the next taker.
-        if self.lock.0.swap(FREE, Ordering::Release) == CONTENDED {
+        let release = if holds(Rule::LockReleases) { Ordering::Release } else { Ordering::Relaxed };
+        if self.lock.0.swap(FREE, release) == CONTENDED {
             self.park.unpark_all(&self.lock.0);
         }
     }

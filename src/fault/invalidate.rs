@@ -2,6 +2,7 @@ use super::userptr::invalidate_userptrs;
 use crate::granule::{BlockGuard, BlockIndex};
 use crate::migrate::{Space, unlink_only, unmap_and_flush};
 use crate::ports::{Count, Host};
+use crate::sync::{Rule, holds};
 use crate::units::{BlockNo, DeviceId, PAGE_SHIFT, PageMask, VirtRange};
 
 /// The contents of a range are gone (munmap, brk) or about to go (madvise): the device must not reach them any
@@ -38,6 +39,11 @@ pub fn forget_contents<H: Host>(
     for (number, index) in space.tables.blocks_in(range) {
         let hit = range.mask_in(number);
         let mut block = space.tables.lock(index, space.park);
+        if !block.is_invalidating() {
+            // A fault made this record since the first pass: outside the gate, which is closed, so that no page of it
+            // is known to a device, and after the mapping had changed, so that its sample is good.
+            continue;
+        }
         for device in space.device_ids() {
             let mapped = block.dma_mapped(device) & hit;
             if !mapped.is_empty() {
@@ -101,5 +107,7 @@ pub(super) fn settle<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, 
 pub(super) fn freeze<H: Host>(space: &Space<'_, H>, block: &BlockGuard<'_>, pages: &PageMask) {
     debug_assert!(block.device_private().covers(pages));
     debug_assert!((pages.count() << PAGE_SHIFT) > 0);
-    unmap_and_flush(space, block, block.owner(), pages);
+    if holds(Rule::UnmapBeforeCopy) {
+        unmap_and_flush(space, block, block.owner(), pages);
+    }
 }

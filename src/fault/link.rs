@@ -2,6 +2,7 @@ use crate::dma;
 use crate::granule::{BlockGuard, BlockIndex};
 use crate::migrate::{Moved, Retry, Space};
 use crate::ports::{Count, DeviceError, FaultCause, Host, HostError, MapTarget, Mirrored, Vma};
+use crate::sync::{Rule, holds};
 use crate::units::{Access, DeviceId, PAGE_SHIFT, PageIndex, PageMask, PhysAddr, Seat, VirtRange};
 
 /// What is to be linked.
@@ -43,6 +44,7 @@ pub fn link<H: Host>(space: &Space<'_, H>, seat: Seat, job: &Link<'_>) -> Moved 
     let _inside = space.gate.enter(seat, space.park);
     match space.host.mirror(job.vma.range.intersection(space.host.window())) {
         Ok(Mirrored::Already) => {}
+        Ok(Mirrored::FromNow) if !holds(Rule::LookAgain) => {}
         Ok(Mirrored::FromNow) => return Moved::retry(Retry::LookAgain),
         Err(HostError::NotSupported) => return Moved::failed(FaultCause::NoEvents),
         Err(HostError::OutOfMemory | HostError::MappingLimit) => {

@@ -1,6 +1,7 @@
 use super::{CpuFault, CpuServed, bring_home, fill_child, invalidate, remap, serve_cpu};
 use crate::migrate::Space;
 use crate::ports::{Clock, Count, Host, HostEvent, Timing};
+use crate::sync::{Rule, holds};
 
 /// What the reader carries from one round to the next. Its memory is handed in: a slice with room for one fault
 /// per thread that can wait at once, and one for the events of a round.
@@ -51,7 +52,9 @@ fn read_and_apply<H: Host>(
     let closed = space.gate.close(space.park);
     space.probe.add(Count::GateClosed, 1);
     for device in space.devices {
-        device.port.quiesce();
+        if holds(Rule::QuiesceBeforeRead) {
+            device.port.quiesce();
+        }
     }
     let read = space.host.drain(&mut reader.events[..room]);
     let now = if read > 0 { clock.now_ns() } else { 0 };

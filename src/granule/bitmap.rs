@@ -1,11 +1,11 @@
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{LockedU64, Ordering};
 use crate::units::{MASK_WORDS, PageMask};
 
 /// One bit per page of a block. The words are atomics only so that safe code may share them: all access is
 /// relaxed and under the block's lock, whose acquire and release order it.
 #[derive(Debug, Default)]
 #[repr(transparent)]
-pub struct Bitmap([AtomicU64; MASK_WORDS]);
+pub struct Bitmap([LockedU64; MASK_WORDS]);
 
 impl Bitmap {
     /// The set as plain data.

@@ -1,7 +1,7 @@
 use super::sequence::{Sequence, SequenceWord};
 use super::{Bitmap, Direction, TransitBusy, TransitRecord};
 use crate::ports::StagingId;
-use crate::sync::{AtomicU32, Ordering, Park, Rule, WordGuard, WordLock, holds};
+use crate::sync::{AtomicU32, LockedU32, Ordering, Park, Rule, WordGuard, WordLock, holds};
 use crate::units::{BlockNo, DeviceId, PAGES_PER_BLOCK, PageIndex, PageMask, SLOTS_64K_PER_BLOCK, Seat};
 
 /// A block record's position in the slab of records.
@@ -22,21 +22,21 @@ pub struct BlockRecord {
     /// Which block this is. Written once, before the record is published.
     number: AtomicU32,
     /// Bits `ARMED`, `CPU_WAITS`; bits 8.. the slot kind; bits 16.. the owner device.
-    flags: AtomicU32,
+    flags: LockedU32,
     /// Seat of the worker that moves pages of this block, plus one; 0: none.
-    mover: AtomicU32,
+    mover: LockedU32,
     /// Index of the record of 4 KiB slots, plus one; 0: none.
-    fine: AtomicU32,
+    fine: LockedU32,
     /// Neighbours in the order of eviction, plus one; guarded by that order's lock, not by the block's.
-    pub(crate) order_prev: AtomicU32,
-    pub(crate) order_next: AtomicU32,
+    pub(crate) order_prev: LockedU32,
+    pub(crate) order_next: LockedU32,
     /// Whether the block is in the order of eviction; guarded like the neighbours.
-    pub(crate) order_member: AtomicU32,
+    pub(crate) order_member: LockedU32,
     device_private: Bitmap,
     in_transit: Bitmap,
     /// Device memory: entry *i* holds the slot of pages 16*i* to 16*i*+15, plus one, in units of 64 KiB. With a
     /// slot of 2 MiB only entry 0 is used.
-    slots: [AtomicU32; SLOTS_64K_PER_BLOCK],
+    slots: [LockedU32; SLOTS_64K_PER_BLOCK],
 }
 
 /// The bits that each device has for itself: 128 bytes per block.
@@ -53,11 +53,11 @@ pub struct DevicePlane {
 /// whose device memory is handed out in 4 KiB slots have one.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub struct FineSlots(pub(crate) [AtomicU32; PAGES_PER_BLOCK]);
+pub struct FineSlots(pub(crate) [LockedU32; PAGES_PER_BLOCK]);
 
 impl Default for FineSlots {
     fn default() -> Self {
-        Self(core::array::from_fn(|_| AtomicU32::new(0)))
+        Self(core::array::from_fn(|_| LockedU32::new(0)))
     }
 }
 
@@ -112,7 +112,7 @@ impl BlockRecord {
     /// After the lock was dropped: lets those go on who wait for the transit that ended.
     pub fn announce_transit_end(&self, park: &dyn Park) {
         // SeqCst pairs with the addition in `wait_transit`, after the SeqCst addition in `bump_transit_ends`.
-        if self.transit_waiters.load(Ordering::SeqCst) != 0 {
+        if self.transit_waiters.load(Ordering::SeqCst) != 0 && holds(Rule::WakeAfterTransit) {
             park.unpark_all(&self.transit_ends);
         }
     }
@@ -171,6 +171,10 @@ impl<'a> BlockGuard<'a> {
     /// An invalidation of this block begins.
     pub fn begin_invalidation(&mut self) {
         self.record.sequence.begin();
+    }
+    /// Whether an invalidation of this block has begun and not ended.
+    pub fn is_invalidating(&self) -> bool {
+        self.record.sequence.is_active()
     }
     /// An invalidation of this block ends.
     pub fn end_invalidation(&mut self) {
@@ -296,7 +300,7 @@ impl<'a> BlockGuard<'a> {
     #[must_use = "threads wait for a wake-up"]
     pub fn take_cpu_waits(&mut self) -> bool {
         let waits = self.flag(CPU_WAITS) && holds(Rule::WakeAfterTransit);
-        if waits {
+        if waits && holds(Rule::WakeOnce) {
             self.set_flag(CPU_WAITS, false);
         }
         waits
@@ -364,11 +368,11 @@ impl<'a> BlockGuard<'a> {
         self.record.flags.store(low | high, Ordering::Relaxed);
     }
     /// The slot entries, for whoever hands out device memory.
-    pub(crate) fn slots(&self) -> &'a [AtomicU32; SLOTS_64K_PER_BLOCK] {
+    pub(crate) fn slots(&self) -> &'a [LockedU32; SLOTS_64K_PER_BLOCK] {
         &self.record.slots
     }
     /// The index of the 4 KiB slots' record, plus one.
-    pub(crate) fn fine(&self) -> &'a AtomicU32 {
+    pub(crate) fn fine(&self) -> &'a LockedU32 {
         &self.record.fine
     }
 

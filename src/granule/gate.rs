@@ -48,7 +48,7 @@ impl<'m> Gate<'m> {
             // Sequentially consistent, pairs with the store and the loads in `close`.
             let before = word.swap(INSIDE, Ordering::SeqCst);
             assert!(before == OUTSIDE, "a worker enters the gate that is inside already");
-            if self.closed.load(Ordering::SeqCst) == 0 {
+            if self.closed.load(Ordering::SeqCst) == 0 || !holds(Rule::GateIsLookedAt) {
                 return GateInside { gate: self, word, park };
             }
             self.step_out(word, park);

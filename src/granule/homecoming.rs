@@ -1,6 +1,6 @@
 use super::Bitmap;
 use crate::ports::StagingId;
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{LockedU32, Ordering};
 use crate::units::{BlockNo, PageMask};
 
 /// Pages of one block whose data waits in a staging slot until the kernel lets them be given to the application:
@@ -9,21 +9,21 @@ use crate::units::{BlockNo, PageMask};
 #[repr(C, align(64))]
 pub struct HomecomingRecord {
     pages: Bitmap,
-    block: AtomicU32,
-    staging: AtomicU32,
+    block: LockedU32,
+    staging: LockedU32,
 }
 
 /// The list of homecomings of one space. Owned by the reader: no lock.
 #[derive(Debug)]
 pub struct Homecomings<'m> {
     records: &'m [HomecomingRecord],
-    used: AtomicU32,
+    used: LockedU32,
 }
 
 impl<'m> Homecomings<'m> {
     /// An empty list with room for one entry per record.
     pub fn new(records: &'m [HomecomingRecord]) -> Self {
-        Self { records, used: AtomicU32::new(0) }
+        Self { records, used: LockedU32::new(0) }
     }
 
     /// How many entries there are.

@@ -7,7 +7,7 @@
 //!
 //! A lost race is a retry, never an error: the sample is old, so what the fault saw of the mapping may be, too.
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering, Rule, holds};
+use crate::sync::{AtomicU64, LockedU32, Ordering, Rule, holds};
 
 /// A sampled value. Compare it only through [`SequenceWord::is_unchanged`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,7 +24,7 @@ impl Sequence {
 #[derive(Debug, Default)]
 pub(super) struct SequenceWord {
     value: AtomicU64,
-    active: AtomicU32,
+    active: LockedU32,
 }
 
 impl SequenceWord {
@@ -53,6 +53,11 @@ impl SequenceWord {
         if active == 0 {
             self.value.store(self.value.load(Ordering::Relaxed) + 1, Ordering::SeqCst);
         }
+    }
+
+    /// Under the block lock: whether an invalidation is running.
+    pub(super) fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed) > 0
     }
 
     /// Under the block lock. Asserts that an invalidation is running.

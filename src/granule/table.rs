@@ -1,12 +1,13 @@
 use thiserror::Error;
 
 use super::{BlockGuard, BlockIndex, BlockRecord, DevicePlane, FineSlots, GranuleRecord};
-use crate::sync::{AtomicU32, Ordering, Park, WordLock};
+use crate::sync::{AtomicU32, Ordering, Park, Rule, WordLock, holds};
 use crate::units::{
     BLOCKS_PER_GRANULE, BlockNo, DeviceId, GRANULE_SHIFT, GranuleNo, Iova, SPACE_BYTES, VirtRange,
 };
 
-const LEVEL2: usize = 512;
+/// Entries of a node: 512 (2 under loom).
+const LEVEL2: usize = if cfg!(granule_loom) { 2 } else { 512 };
 
 /// 512 entries of the second level: index of the granule record, plus one.
 #[derive(Debug)]
@@ -158,7 +159,7 @@ impl<'m> Tables<'m> {
             return Ok((base, false));
         }
         let _reserve = self.reserve.lock(park);
-        if let Some(base) = granule.iova_base(device) {
+        if let Some(base) = granule.iova_base(device).filter(|_| holds(Rule::ReserveOnce)) {
             return Ok((base, false));
         }
         let base = reserve()?;

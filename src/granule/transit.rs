@@ -2,7 +2,7 @@ use thiserror::Error;
 
 use super::Bitmap;
 use crate::ports::StagingId;
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{LockedU32, Ordering};
 
 /// Which way pages travel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,8 +22,8 @@ pub enum Direction {
 #[repr(C, align(64))]
 pub struct TransitRecord {
     pub(super) pages: Bitmap,
-    staging: AtomicU32,
-    direction: AtomicU32,
+    staging: LockedU32,
+    direction: LockedU32,
 }
 
 impl TransitRecord {

@@ -6,7 +6,7 @@
 use thiserror::Error;
 
 use crate::granule::{Bitmap, BlockGuard, SlotKind, Tables};
-use crate::sync::{AtomicU32, Ordering, Park, WordLock};
+use crate::sync::{AtomicU32, LockedU32, Ordering, Park, Rule, WordLock, holds};
 use crate::units::{
     DevMemAddr, DeviceId, PAGE_SHIFT, PAGES_PER_BLOCK, PAGES_PER_SLOT_64K, PageIndex, PageMask,
 };
@@ -16,7 +16,7 @@ use crate::units::{
 #[repr(C, align(64))]
 pub struct ChunkRecord {
     used: Bitmap,
-    used_pages: AtomicU32,
+    used_pages: LockedU32,
 }
 
 /// The groups of 16 pages of which `pages` holds a page, ascending.
@@ -58,7 +58,7 @@ pub struct DeviceMemory<'m> {
     lock: WordLock,
     used_pages: AtomicU32,
     /// Where the last slot of each size was found.
-    hints: [AtomicU32; 3],
+    hints: [LockedU32; 3],
 }
 
 const fn pages_of(kind: SlotKind) -> usize {
@@ -84,7 +84,7 @@ impl<'m> DeviceMemory<'m> {
             chunks,
             lock: WordLock::new(),
             used_pages: AtomicU32::new(0),
-            hints: core::array::from_fn(|_| AtomicU32::new(0)),
+            hints: core::array::from_fn(|_| LockedU32::new(0)),
         }
     }
 
@@ -132,9 +132,9 @@ impl<'m> DeviceMemory<'m> {
     }
 
     fn count(&self, chunk: &ChunkRecord, pages: i32) {
-        for counter in [&chunk.used_pages, &self.used_pages] {
-            counter.store(counter.load(Ordering::Relaxed).wrapping_add_signed(pages), Ordering::Relaxed);
-        }
+        let add = |old: u32| old.wrapping_add_signed(pages);
+        chunk.used_pages.store(add(chunk.used_pages.load(Ordering::Relaxed)), Ordering::Relaxed);
+        self.used_pages.store(add(self.used_pages.load(Ordering::Relaxed)), Ordering::Relaxed);
     }
 
     /// Makes sure that every page of `pages` has device memory at its position. A block that has none yet gets
@@ -181,7 +181,7 @@ impl<'m> DeviceMemory<'m> {
             }
             block.set_slots(Some((kind, device)));
         }
-        let fill = |entry: &AtomicU32| {
+        let fill = |entry: &LockedU32| {
             if entry.load(Ordering::Relaxed) == 0 {
                 entry.store(self.take(kind, park).ok_or(DeviceFull)?, Ordering::Relaxed);
             }
@@ -204,7 +204,7 @@ impl<'m> DeviceMemory<'m> {
     /// moves pages of the block nothing is given back, even if an invalidation took the pages: the mover may still
     /// be copying. It calls this at its end.
     pub fn release_unused(&self, block: &mut BlockGuard<'_>, tables: &Tables<'_>, park: &dyn Park) {
-        if block.mover().is_some() {
+        if block.mover().is_some() && holds(Rule::SlotsStayWithMover) {
             return;
         }
         let in_transit = block.in_transit();
@@ -223,7 +223,7 @@ impl<'m> DeviceMemory<'m> {
         if kind == SlotKind::Mib2 && !used.is_empty() {
             return;
         }
-        let release = |entry: &AtomicU32| {
+        let release = |entry: &LockedU32| {
             let slot = entry.load(Ordering::Relaxed);
             if slot != 0 {
                 entry.store(0, Ordering::Relaxed);
@@ -255,7 +255,7 @@ impl<'m> DeviceMemory<'m> {
 /// Where one page of the block lies in device memory. Asserts that it has a slot.
 pub(crate) fn place(block: &BlockGuard<'_>, tables: &Tables<'_>, page: PageIndex) -> DevMemAddr {
     let position = page.0 as u32;
-    let first = |entry: &AtomicU32| {
+    let first = |entry: &LockedU32| {
         entry.load(Ordering::Relaxed).checked_sub(1).expect("a page on the device has a slot")
     };
     let unit = match block.slot_kind().expect("a page on the device has a slot") {

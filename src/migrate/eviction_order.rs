@@ -2,16 +2,16 @@
 //! block records, under a leaf lock of its own.
 
 use crate::granule::{BlockIndex, Tables};
-use crate::sync::{AtomicU32, Ordering, Park, WordLock};
+use crate::sync::{LockedU32, Ordering, Park, WordLock};
 
 /// One device's list. Empty at the start.
 #[derive(Debug, Default)]
 pub struct EvictionOrder {
     lock: WordLock,
     /// Least recently migrated, plus one.
-    oldest: AtomicU32,
+    oldest: LockedU32,
     /// Most recently migrated, plus one.
-    newest: AtomicU32,
+    newest: LockedU32,
 }
 
 impl EvictionOrder {
@@ -64,7 +64,7 @@ impl EvictionOrder {
     }
 
     /// The word that says what comes after `prev` (an index plus one; 0: the head).
-    fn next_of<'a>(&'a self, tables: &'a Tables<'_>, prev: u32) -> &'a AtomicU32 {
+    fn next_of<'a>(&'a self, tables: &'a Tables<'_>, prev: u32) -> &'a LockedU32 {
         match prev.checked_sub(1) {
             Some(prev) => &tables.record(BlockIndex(prev)).order_next,
             None => &self.oldest,

@@ -7,6 +7,7 @@ use crate::policy::Granularity;
 use crate::ports::{
     Count, FaultCause, Host, HostError, MapTarget, Mirrored, StagingId, Take, Vma, WORDS_PER_PAGE,
 };
+use crate::sync::{Rule, holds};
 use crate::units::{DeviceId, PAGE_SHIFT, PageIndex, PageMask, Seat};
 
 /// What is to be moved.
@@ -90,7 +91,7 @@ fn begin_and_take<H: Host>(
     let device = space.device(job.device);
     let _inside = space.gate.enter(seat, space.park);
     let followed = job.vma.range.intersection(space.host.window());
-    if space.host.mirror(followed).map_err(refused_by_host)? == Mirrored::FromNow {
+    if space.host.mirror(followed).map_err(refused_by_host)? == Mirrored::FromNow && holds(Rule::LookAgain) {
         return Err(Stopped::Retry(Retry::LookAgain));
     }
     let mut block = space.tables.lock(job.block, space.park);

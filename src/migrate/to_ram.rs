@@ -154,7 +154,7 @@ fn end<H: Host>(
         device.order.remove(&space.tables, index, space.park);
     }
     let number = block.number();
-    if block.is_all_in_ram() {
+    if block.is_all_in_ram() || !holds(Rule::ArmedWhileAway) {
         space.host.disarm(number);
         block.set_armed(false);
     }
