@@ -121,9 +121,10 @@ impl Fixture {
     /// looks first or last.
     fn expect(&self, at: usize, pages: usize, device_first: bool, want: impl Fn(usize) -> Option<u64>) {
         let device = || {
+            let ends = (0..pages).flat_map(|page| [at + page * PAGE, at + page * PAGE + PAGE - 8]);
+            let found = self.world.load_all(ends);
             for page in 0..pages {
-                let here = at + page * PAGE;
-                match (self.world.load(here), want(page)) {
+                match (found[2 * page], want(page)) {
                     (Ok(found), Some(wanted)) => assert_eq!(found, wanted, "page {page}, seen by the device"),
                     (Err(AccessError::Fault { cause, .. }), None) => {
                         assert_eq!(cause, FaultCause::NoMapping, "page {page}");
@@ -131,7 +132,7 @@ impl Fixture {
                     (found, wanted) => panic!("page {page}: the device found {found:?}, not {wanted:?}"),
                 }
                 if let Some(wanted) = want(page) {
-                    assert_eq!(self.world.load(here + PAGE - 8), Ok(wanted), "end of page {page}");
+                    assert_eq!(found[2 * page + 1], Ok(wanted), "end of page {page}");
                 }
             }
         };
@@ -176,9 +177,9 @@ fn a_partial_munmap_leaves_the_rest_on_the_device_untouched() {
             fixture.world.await_count(Count::InvalidatedPages, invalidated + 112);
             assert_eq!(fixture.world.count(Count::InvalidatedPages), invalidated + 112);
             let faults = fixture.world.device.counters().faults;
-            for page in (0..fixture.pages).filter(|page| !is_hole(*page)) {
-                assert_eq!(fixture.world.load(fixture.base + page * PAGE), Ok(tag(page)));
-            }
+            let survivors = (0..fixture.pages).filter(|page| !is_hole(*page));
+            let found = fixture.world.load_all(survivors.clone().map(|page| fixture.base + page * PAGE));
+            assert!(survivors.zip(found).all(|(page, found)| found == Ok(tag(page))));
             assert_eq!(fixture.world.device.counters().faults, faults, "survivors stay mapped");
         }
         fixture.expect(fixture.base, fixture.pages, true, |page| (!is_hole(page)).then(|| tag(page)));

@@ -207,15 +207,6 @@ impl LinuxHost {
     }
 }
 
-/// What an errno of a registration means: these run out of mappings before they run out of memory.
-fn registration_error(errno: Errno) -> HostError {
-    match errno.0 {
-        libc::ENOMEM => HostError::MappingLimit,
-        libc::ESRCH => HostError::Gone,
-        _ => HostError::NotSupported,
-    }
-}
-
 impl Host for LinuxHost {
     fn window(&self) -> VirtRange {
         self.window
@@ -237,7 +228,7 @@ impl Host for LinuxHost {
             }
             // SAFETY: nothing is trapped until pages are protected or the range is armed; the caller of `open`
             // vouches that faults are served then.
-            unsafe { self.uffd.register(gap, Mode::WriteProtect) }.map_err(registration_error)?;
+            unsafe { self.follow(gap, Mode::WriteProtect) }?;
             held.mirrored.insert(gap).map_err(|_| HostError::MappingLimit)?;
             was = Mirrored::FromNow;
         }
@@ -254,7 +245,7 @@ impl Host for LinuxHost {
                 return Err(HostError::MappingLimit);
             }
             // SAFETY: the caller of `open` vouches that faults are served.
-            unsafe { self.uffd.register(gap, self.armed_mode()) }.map_err(registration_error)?;
+            unsafe { self.follow(gap, self.armed_mode()) }?;
             held.armed.insert(gap).map_err(|_| HostError::MappingLimit)?;
         }
         Ok(())
@@ -292,7 +283,7 @@ impl Host for LinuxHost {
             return Err(match Errno::last().0 {
                 libc::EINTR | libc::EAGAIN => continue,
                 libc::EINVAL | libc::EACCES => HostError::NotPermitted,
-                libc::ENOMEM if !self.is_mapped(range) => HostError::NoMapping,
+                libc::ENOMEM if !self.vmas.is_mapped(range) => HostError::NoMapping,
                 libc::ENOMEM => HostError::OutOfMemory,
                 libc::EFAULT => HostError::NoMapping,
                 _ => HostError::NotSupported,
@@ -368,15 +359,21 @@ impl Host for LinuxHost {
 }
 
 impl LinuxHost {
-    fn is_mapped(&self, range: VirtRange) -> bool {
-        let mut at = range.start();
-        while at < range.end() {
-            match self.vmas.lookup(at) {
-                Ok(Lookup::Mapped(vma)) => at = vma.range.end(),
-                _ => return false,
-            }
-        }
-        true
+    /// Registers a range, or says why not. The kernel answers a mapping that is gone like one that it cannot
+    /// follow, so that is looked up: it may have been unmapped since the caller saw it.
+    ///
+    /// # Safety
+    /// As [`Userfaultfd::register`].
+    unsafe fn follow(&self, range: VirtRange, mode: Mode) -> Result<(), HostError> {
+        // SAFETY: the caller's promise.
+        let register = || unsafe { self.uffd.register(range, mode) };
+        register().or_else(|_| register()).map_err(|errno| match errno.0 {
+            // These run out of mappings before they run out of memory.
+            libc::ENOMEM => HostError::MappingLimit,
+            libc::ESRCH => HostError::Gone,
+            _ if !self.vmas.is_mapped(range) => HostError::NoMapping,
+            _ => HostError::NotSupported,
+        })
     }
 }
 

@@ -91,6 +91,23 @@ impl Vmas {
         Ok(Self { query: None, shared_devs })
     }
 
+    /// Whether mappings hold all of a range. Touches no heap, unlike [`Vmas::lookup`]. A kernel that cannot be
+    /// asked says no.
+    pub(super) fn is_mapped(&self, range: VirtRange) -> bool {
+        let mut at = range.start().0;
+        while at < range.end().0 {
+            let found = match &self.query {
+                Some(fd) => query(fd, at),
+                None => maps_text::find(at),
+            };
+            match found {
+                Ok(Some(vma)) if vma.start <= at => at = vma.end,
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// The mapping that holds an address, or how far there is none.
     ///
     /// # Errors

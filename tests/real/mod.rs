@@ -100,6 +100,12 @@ impl World {
         self.run(|engine| engine.load(at as u64))
     }
 
+    /// What the device reads at many addresses, in one run.
+    pub fn load_all(&self, at: impl Iterator<Item = usize> + Clone + Sync) -> Vec<Result<u64, AccessError>> {
+        let found = self.run(|engine| Ok(at.clone().map(|at| engine.load(at as u64)).collect()));
+        found.expect("errors of single loads are among the results")
+    }
+
     /// Has the device write.
     pub fn store(&self, at: usize, value: u64) -> Result<(), AccessError> {
         self.run(|engine| engine.store(at as u64, value))
