@@ -202,11 +202,13 @@ impl<'m> DeviceMemory<'m> {
 
     /// Gives back every slot of the block that holds no device-private page and none in transit. While a worker
     /// moves pages of the block nothing is given back, even if an invalidation took the pages: the mover may still
-    /// be copying. It calls this at its end.
+    /// be copying. It is noted in the block instead, and the mover calls this at its end.
     pub fn release_unused(&self, block: &mut BlockGuard<'_>, tables: &Tables<'_>, park: &dyn Park) {
         if block.mover().is_some() {
+            block.note_release_later();
             return;
         }
+        let _ = block.take_release_later();
         let in_transit = block.in_transit();
         self.release_unused_but(block, tables, &in_transit, park);
     }
