@@ -119,7 +119,7 @@ fn begin_and_take<H: Host>(
         .reserve(&mut block, &space.tables, &pages, wish, job.device, space.park)
         .map_err(|DeviceFull| Stopped::Retry(Retry::DeviceFull))?;
     if let Err(error) = arm(space, job, &mut block) {
-        device.memory.release_unused(&mut block, &space.tables, space.park);
+        device.memory.release_unused(&mut block, &space.tables, &pages, space.park);
         return Err(refused_by_host(error));
     }
     if let Err(busy) = block.begin_transit(seat, record, &pages, staging, Direction::ToDevice) {
@@ -206,7 +206,7 @@ fn commit<H: Host>(
     let mut block = space.tables.lock(job.block, space.park);
     let arrived = block.end_transit(record, copied);
     if arrived != *pages || block.take_release_later() {
-        device.memory.release_unused(&mut block, &space.tables, space.park);
+        device.memory.release_unused(&mut block, &space.tables, pages, space.park);
     }
     let mut moved = Moved { arrived, ..Moved::default() };
     if map_resident(space, &block, job.device, &arrived, job.vma).is_err() {
