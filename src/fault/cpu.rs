@@ -66,7 +66,7 @@ pub fn serve_cpu<H: Host>(space: &Space<'_, H>, fault: &CpuFault) -> CpuServed {
     let (home, why) = bring(space, &mut block, &pages);
     block.came_home(&home);
     space.probe.add(Count::PagesToRam, home.count() as u64);
-    settle(space, &mut block, index);
+    settle(space, &mut block, index, &home);
     if home.contains(page) {
         return CpuServed::Woken;
     }

@@ -54,7 +54,7 @@ pub fn forget_contents<H: Host>(
         let private = block.device_private() & hit;
         space.probe.add(Count::InvalidatedPages, private.count() as u64);
         block.forget(&hit, space.transits);
-        settle(space, &mut block, index);
+        settle(space, &mut block, index, &hit);
         block.end_invalidation();
         let waits = block.take_cpu_waits();
         drop(block);
@@ -87,11 +87,16 @@ fn touched<H: Host>(space: &Space<'_, H>, range: VirtRange) -> Option<VirtRange>
     Some(range.intersection(VirtRange::between(first.base(), last.range().end())))
 }
 
-/// After pages left a device: gives back what holds nothing any more.
-pub(super) fn settle<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, index: BlockIndex) {
+/// After `pages` left a device: gives back what holds nothing any more.
+pub(super) fn settle<H: Host>(
+    space: &Space<'_, H>,
+    block: &mut BlockGuard<'_>,
+    index: BlockIndex,
+    pages: &PageMask,
+) {
     if block.slot_kind().is_some() {
         let owner = space.device(block.owner());
-        owner.memory.release_unused(block, &space.tables, space.park);
+        owner.memory.release_unused(block, &space.tables, pages, space.park);
         if block.device_private().is_empty() {
             owner.order.remove(&space.tables, index, space.park);
         }

@@ -21,7 +21,7 @@ pub struct BlockRecord {
     sequence: SequenceWord,
     /// Which block this is. Written once, before the record is published.
     number: AtomicU32,
-    /// Bits `ARMED`, `CPU_WAITS`; bits 8.. the slot kind; bits 16.. the owner device.
+    /// Bits `ARMED`, `CPU_WAITS`, `RELEASE_LATER`; bits 8.. the slot kind; bits 16.. the owner device.
     flags: LockedU32,
     /// Seat of the worker that moves pages of this block, plus one; 0: none.
     mover: LockedU32,
@@ -63,6 +63,7 @@ impl Default for FineSlots {
 
 const ARMED: u32 = 1;
 const CPU_WAITS: u32 = 2;
+const RELEASE_LATER: u32 = 4;
 const KIND_SHIFT: u32 = 8;
 const OWNER_SHIFT: u32 = 16;
 
@@ -340,6 +341,20 @@ impl<'a> BlockGuard<'a> {
         }
     }
 
+    /// Device memory could not be given back while a worker moves pages of the block: the worker does it at its end.
+    pub(crate) fn note_release_later(&mut self) {
+        self.set_flag(RELEASE_LATER, true);
+    }
+
+    /// Whether somebody left device memory to be given back; forgets it.
+    pub(crate) fn take_release_later(&mut self) -> bool {
+        let later = self.flag(RELEASE_LATER);
+        if later {
+            self.set_flag(RELEASE_LATER, false);
+        }
+        later
+    }
+
     /// Whether touches are trapped in some part of the block from now on.
     pub fn set_armed(&mut self, armed: bool) {
         self.set_flag(ARMED, armed);
@@ -362,7 +377,7 @@ impl<'a> BlockGuard<'a> {
     }
     /// Sets slot size and owner, or clears both.
     pub(crate) fn set_slots(&mut self, of: Option<(SlotKind, DeviceId)>) {
-        let low = self.record.flags.load(Ordering::Relaxed) & (ARMED | CPU_WAITS);
+        let low = self.record.flags.load(Ordering::Relaxed) & (ARMED | CPU_WAITS | RELEASE_LATER);
         let high =
             of.map_or(0, |(kind, owner)| (kind as u32) << KIND_SHIFT | u32::from(owner.0) << OWNER_SHIFT);
         self.record.flags.store(low | high, Ordering::Relaxed);

@@ -157,7 +157,7 @@ impl<'m> DeviceMemory<'m> {
             if self.try_reserve(block, tables, pages, kind, device, park).is_ok() {
                 return Ok(());
             }
-            self.release_unused_but(block, tables, &PageMask::EMPTY, park);
+            self.release_unused_but(block, tables, &PageMask::FULL, &PageMask::EMPTY, park);
             match smaller(kind).filter(|_| is_new) {
                 Some(next) => kind = next,
                 None => return Err(DeviceFull),
@@ -200,21 +200,31 @@ impl<'m> DeviceMemory<'m> {
         }
     }
 
-    /// Gives back every slot of the block that holds no device-private page and none in transit. While a worker
+    /// Gives back the slots of pages that `left` the device, as far as they hold no device-private page and none in
+    /// transit; a block without any page on the device keeps no slot at all. While a worker
     /// moves pages of the block nothing is given back, even if an invalidation took the pages: the mover may still
-    /// be copying. It calls this at its end.
-    pub fn release_unused(&self, block: &mut BlockGuard<'_>, tables: &Tables<'_>, park: &dyn Park) {
+    /// be copying. It is noted in the block instead, and the mover calls this at its end.
+    pub fn release_unused(
+        &self,
+        block: &mut BlockGuard<'_>,
+        tables: &Tables<'_>,
+        left: &PageMask,
+        park: &dyn Park,
+    ) {
         if block.mover().is_some() && holds(Rule::SlotsStayWithMover) {
+            block.note_release_later();
             return;
         }
+        let left = if block.take_release_later() { PageMask::FULL } else { *left };
         let in_transit = block.in_transit();
-        self.release_unused_but(block, tables, &in_transit, park);
+        self.release_unused_but(block, tables, &left, &in_transit, park);
     }
 
     fn release_unused_but(
         &self,
         block: &mut BlockGuard<'_>,
         tables: &Tables<'_>,
+        left: &PageMask,
         keep: &PageMask,
         park: &dyn Park,
     ) {
@@ -223,6 +233,7 @@ impl<'m> DeviceMemory<'m> {
         if kind == SlotKind::Mib2 && !used.is_empty() {
             return;
         }
+        let left = if used.is_empty() { PageMask::FULL } else { *left };
         let release = |entry: &LockedU32| {
             let slot = entry.load(Ordering::Relaxed);
             if slot != 0 {
@@ -234,12 +245,13 @@ impl<'m> DeviceMemory<'m> {
             SlotKind::Mib2 => release(&block.slots()[0]),
             SlotKind::Kib64 => {
                 let slots = block.slots();
-                groups_of(&!used.widened_to(PAGES_PER_SLOT_64K)).for_each(|group| release(&slots[group]));
+                groups_of(&(left - used.widened_to(PAGES_PER_SLOT_64K)))
+                    .for_each(|group| release(&slots[group]));
             }
             SlotKind::Kib4 => {
                 let index = block.fine().load(Ordering::Relaxed) - 1;
                 let fine = tables.fine(index);
-                (!used).pages().for_each(|page| release(&fine.0[page.0 as usize]));
+                (left - used).pages().for_each(|page| release(&fine.0[page.0 as usize]));
                 if used.is_empty() {
                     block.fine().store(0, Ordering::Relaxed);
                     tables.put_fine(index, park);

@@ -47,7 +47,7 @@ fn move_through<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>, s
     if !undone.is_empty() {
         super::to_ram::give_all(space, seat, job.block, record, &undone, staging);
     }
-    let mut moved = commit(space, seat, job, record, &copied);
+    let mut moved = commit(space, seat, job, record, &pages, &copied);
     moved.refused = take.refused | pinned;
     space.probe.add(Count::PagesRefused, take.refused.count() as u64);
     if !undone.is_empty() {
@@ -120,7 +120,7 @@ fn begin_and_take<H: Host>(
         .reserve(&mut block, &space.tables, &pages, wish, job.device, space.park)
         .map_err(|DeviceFull| Stopped::Retry(Retry::DeviceFull))?;
     if let Err(error) = arm(space, job, &mut block) {
-        device.memory.release_unused(&mut block, &space.tables, space.park);
+        device.memory.release_unused(&mut block, &space.tables, &pages, space.park);
         return Err(refused_by_host(error));
     }
     if let Err(busy) = block.begin_transit(seat, record, &pages, staging, Direction::ToDevice) {
@@ -199,13 +199,16 @@ fn commit<H: Host>(
     seat: Seat,
     job: &ToDevice<'_>,
     record: &TransitRecord,
+    pages: &PageMask,
     copied: &PageMask,
 ) -> Moved {
     let device = space.device(job.device);
     let inside = space.gate.enter(seat, space.park);
     let mut block = space.tables.lock(job.block, space.park);
     let arrived = block.end_transit(record, copied);
-    device.memory.release_unused(&mut block, &space.tables, space.park);
+    if arrived != *pages || block.take_release_later() {
+        device.memory.release_unused(&mut block, &space.tables, pages, space.park);
+    }
     let mut moved = Moved { arrived, ..Moved::default() };
     if map_resident(space, &block, job.device, &arrived, job.vma).is_err() {
         moved.failed = Some(FaultCause::DeviceFailed);

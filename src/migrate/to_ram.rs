@@ -59,7 +59,7 @@ fn move_through<H: Host>(
 
     let copied = copy_out(space, index, record, owner, &pages, staging);
     let given = give_all(space, seat, index, record, &copied, staging);
-    end(space, seat, index, owner, record);
+    end(space, seat, index, owner, record, &pages);
     space.probe.add(Count::PagesToRam, given as u64);
     Ok(given)
 }
@@ -144,12 +144,13 @@ fn end<H: Host>(
     index: BlockIndex,
     owner: DeviceId,
     record: &TransitRecord,
+    pages: &PageMask,
 ) {
     let device = space.device(owner);
     let inside = space.gate.enter(seat, space.park);
     let mut block = space.tables.lock(index, space.park);
     let _ = block.end_transit(record, &PageMask::EMPTY);
-    device.memory.release_unused(&mut block, &space.tables, space.park);
+    device.memory.release_unused(&mut block, &space.tables, pages, space.park);
     if block.device_private().is_empty() {
         device.order.remove(&space.tables, index, space.park);
     }

@@ -40,6 +40,8 @@ pub struct HostOptions {
     pub window: VirtRange,
     /// Staging slots of 2 MiB: one for each thread that serves faults, plus a few. At least 1.
     pub staging_slots: usize,
+    /// Pages that were taken stay in free staging slots, up to so many bytes, to go home in.
+    pub pool_bytes: u64,
     /// The way in which pages are taken; `None`: the best that the kernel has.
     pub take_way: Option<TakeWay>,
     /// Ask for no more than the user-mode-only fault mode.
@@ -47,10 +49,10 @@ pub struct HostOptions {
 }
 
 impl Default for HostOptions {
-    /// The whole address space, 16 slots, the best way.
+    /// The whole address space, 16 slots, a pool of 512 MiB, the best way.
     fn default() -> Self {
         let window = VirtRange::of_pages(VirtAddr(0), SPACE_BYTES / PAGE_BYTES);
-        Self { window, staging_slots: 16, take_way: None, user_mode_only: false }
+        Self { window, staging_slots: 16, pool_bytes: 512 << 20, take_way: None, user_mode_only: false }
     }
 }
 
@@ -119,7 +121,7 @@ impl LinuxHost {
         }
         let host = Self {
             window: options.window,
-            staging: Staging::open(options.staging_slots.max(1), options.user_mode_only)?,
+            staging: Staging::open(options.staging_slots.max(1), options.pool_bytes, options.user_mode_only)?,
             tables: Tables::new()?,
             drops: Drops::new()?,
             pagemap: Pagemap::open()?,

@@ -5,7 +5,10 @@
 //!    move and discarding their pages waits for nobody.
 //! 2. `maybe` of a slot says which pages may be there. A page outside of it may be there, too, if its holder
 //!    wrote it without giving it to anybody: a move into it is refused by the kernel, and then it is discarded.
-//! 3. A slot belongs to one holder from `claim` to `release`; only he touches its masks.
+//! 3. Pages that were taken from the application stay in their slot when it is given back, up to a limit: the pool.
+//!    On the way home a page then needs neither to be allocated nor cleared, and throwing the pages of a 2 MiB slot
+//!    away costs as much as copying them. Free slots hang in three lists, by how many pages they have.
+//! 4. A slot belongs to one holder from `claim` to `release`; only he touches its masks.
 #![allow(unsafe_code, reason = "discards pages of staging memory")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -36,29 +39,75 @@ struct Slot {
     maybe: MaskCell,
     /// Pages that were protected and copied, and are still in the application's mapping.
     protected: MaskCell,
+    /// The next free slot of the same list, plus one. Guarded by the lock of the pool.
+    next: AtomicU32,
 }
 // SAFETY: atomics only: zero is a free slot without pages.
 unsafe impl ZeroValid for Slot {}
 
-/// Free slots that `claim` compares: the rest of the pool is for the rare moment when everything comes home at once.
+/// Slots with some pages that `claim` looks at: pages of neighbouring units pass through one slot after the other.
 const CANDIDATES: usize = 8;
+
+/// Which list of free slots.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+enum List {
+    /// No page.
+    Empty,
+    /// Some pages.
+    Partial,
+    /// Every page.
+    Full,
+}
+
+impl List {
+    fn of(maybe: &PageMask) -> Self {
+        match maybe.count() {
+            0 => List::Empty,
+            PAGES_PER_BLOCK => List::Full,
+            _ => List::Partial,
+        }
+    }
+}
 
 /// The pool of staging slots.
 pub(super) struct Staging {
     pub(super) uffd: Userfaultfd,
     memory: PrivateBytes,
     slots: Slab<Slot>,
+    /// Guards `held` and `next` of all slots, and what follows.
     lock: WordLock,
+    /// First free slot of each list, plus one.
+    heads: [AtomicU32; 3],
+    /// Pages in free slots.
+    pooled_pages: AtomicU64,
+    pool_limit_pages: u64,
 }
 
 impl Staging {
-    pub(super) fn open(slots: usize, force_user_mode_only: bool) -> Result<Self, StagingError> {
+    /// `slots` slots, of which the free ones keep at most `pool_bytes` bytes of pages.
+    pub(super) fn open(
+        slots: usize,
+        pool_bytes: u64,
+        force_user_mode_only: bool,
+    ) -> Result<Self, StagingError> {
         let uffd = Userfaultfd::open(Role::Staging, force_user_mode_only)?;
         let memory = PrivateBytes::aligned(slots as u64 * BLOCK_BYTES, BLOCK_BYTES)?;
         // SAFETY: nothing is ever protected in this range, so nothing is trapped.
         unsafe { uffd.register(memory.range(), Mode::WriteProtect) }
             .map_err(|errno| UserfaultfdError::Refused(errno.0))?;
-        Ok(Self { uffd, memory, slots: Slab::new(slots)?, lock: WordLock::new() })
+        let staging = Self {
+            uffd,
+            memory,
+            slots: Slab::new(slots)?,
+            lock: WordLock::new(),
+            heads: Default::default(),
+            pooled_pages: AtomicU64::new(0),
+            pool_limit_pages: pool_bytes / PAGE_BYTES,
+        };
+        // Slot 0 ends up first.
+        (0..slots).rev().for_each(|index| staging.push(index, List::Empty));
+        Ok(staging)
     }
 
     /// Pages that may be there, in bytes.
@@ -66,19 +115,44 @@ impl Staging {
         self.slots.iter().map(|slot| slot.maybe.get().count() as u64 * PAGE_BYTES).sum()
     }
 
-    /// A free slot whose pages are absent at `empty`. Of the free ones, that which costs least: with few pages to
-    /// discard where they must be absent, else with many pages to give away.
+    fn push(&self, index: usize, list: List) {
+        let head = &self.heads[list as usize];
+        self.slots[index].next.store(head.load(Ordering::Relaxed), Ordering::Relaxed);
+        head.store(index as u32 + 1, Ordering::Relaxed);
+    }
+
+    /// Takes the first slot out of a list that `fits`, of the first `most`. Under the lock.
+    fn pop(&self, list: List, most: usize, fits: impl Fn(&Slot) -> bool) -> Option<usize> {
+        let mut link = &self.heads[list as usize];
+        for _ in 0..most {
+            let index = link.load(Ordering::Relaxed).checked_sub(1)? as usize;
+            let slot = &self.slots[index];
+            if fits(slot) {
+                link.store(slot.next.load(Ordering::Relaxed), Ordering::Relaxed);
+                return Some(index);
+            }
+            link = &slot.next;
+        }
+        None
+    }
+
+    /// A free slot whose pages are absent at `empty`: one that has none there if there is one near by, else any, and
+    /// the pages are thrown away. With nothing to be absent, one with as many pages to give away as possible.
     pub(super) fn claim(&self, empty: &PageMask) -> Option<StagingId> {
         let index = {
             let _guard = self.lock.lock(&FutexPark);
-            let free =
-                self.slots.iter().enumerate().filter(|(_, slot)| slot.held.load(Ordering::Relaxed) == 0);
-            let cost = |slot: &Slot| {
-                let maybe = slot.maybe.get();
-                ((maybe & *empty).count(), PAGES_PER_BLOCK - maybe.count())
-            };
-            let (index, slot) = free.take(CANDIDATES).min_by_key(|(_, slot)| cost(slot))?;
+            let first = |list: List| self.pop(list, 1, |_| true);
+            let index = if empty.is_empty() {
+                first(List::Full).or_else(|| first(List::Partial)).or_else(|| first(List::Empty))
+            } else {
+                self.pop(List::Partial, CANDIDATES, |slot| !slot.maybe.get().intersects(empty))
+                    .or_else(|| first(List::Empty))
+                    .or_else(|| first(List::Partial))
+                    .or_else(|| first(List::Full))
+            }?;
+            let slot = &self.slots[index];
             slot.held.store(1, Ordering::Relaxed);
+            self.count_pooled(-(slot.maybe.get().count() as i64));
             index
         };
         let id = StagingId(index as u32);
@@ -89,8 +163,22 @@ impl Staging {
     pub(super) fn release(&self, id: StagingId) {
         let slot = self.slot(id);
         debug_assert!(slot.protected.get().is_empty(), "a take was not ended by drop_taken or give");
+        let pages = slot.maybe.get();
+        // Read without the lock: several who release at once may pass the limit by a slot each.
+        if self.pooled_pages.load(Ordering::Relaxed) + pages.count() as u64 > self.pool_limit_pages {
+            self.discard(id, &pages);
+        }
         let _guard = self.lock.lock(&FutexPark);
+        let pages = slot.maybe.get();
         slot.held.store(0, Ordering::Relaxed);
+        self.count_pooled(pages.count() as i64);
+        self.push(id.0 as usize, List::of(&pages));
+    }
+
+    /// Under the lock.
+    fn count_pooled(&self, pages: i64) {
+        let pooled = self.pooled_pages.load(Ordering::Relaxed);
+        self.pooled_pages.store(pooled.wrapping_add_signed(pages), Ordering::Relaxed);
     }
 
     fn slot(&self, id: StagingId) -> &Slot {

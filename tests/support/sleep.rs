@@ -43,7 +43,7 @@ mod under {
 mod under {
     /// Nobody is noted: a sleeper looks again and again.
     #[derive(Default)]
-    pub struct Sleepers;
+    pub struct Sleepers(());
 
     impl Sleepers {
         pub fn sleep_if(&self, _: usize, still: impl FnOnce() -> bool) {
