@@ -96,6 +96,8 @@ pub enum Rule {
     ArmedWhileAway = 16,
     /// Whoever wakes those who wait forgets that they wait.
     WakeOnce = 17,
+    /// A mapping is looked up again also if another thread followed it meanwhile.
+    LookAgainIfAnotherFollows = 18,
 }
 
 /// Whether a rule holds: always, outside of models.

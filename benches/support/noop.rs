@@ -9,9 +9,9 @@ use granule::migrate::{ChunkRecord, DeviceMemory, EvictionOrder, Space, SpaceDev
 use granule::os::FutexPark;
 use granule::policy::Policy;
 use granule::ports::{
-    Count, Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, Host, HostError, HostEvent, Iommu,
-    IommuError, Lookup, MapTarget, Mirrored, Probe, StagingId, Take, Timing, Vma, VmaKind, WORDS_PER_PAGE,
-    Word,
+    Count, Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, FollowCount, Host, HostError, HostEvent,
+    Iommu, IommuError, Lookup, MapTarget, Mirrored, Probe, StagingId, Take, Timing, Vma, VmaKind,
+    WORDS_PER_PAGE, Word,
 };
 use granule::sync::{AtomicU32, AtomicU64, Ordering};
 use granule::units::{
@@ -36,6 +36,9 @@ impl Host for NoopHost {
     }
     fn mirror(&self, _: VirtRange) -> Result<Mirrored, HostError> {
         Ok(Mirrored::Already)
+    }
+    fn follow_count(&self) -> FollowCount {
+        FollowCount(0)
     }
     fn arm(&self, _: VirtRange) -> Result<(), HostError> {
         Ok(())

@@ -1,8 +1,7 @@
 use crate::dma;
 use crate::granule::{BlockGuard, BlockIndex};
-use crate::migrate::{Moved, Retry, Space};
-use crate::ports::{Count, DeviceError, FaultCause, Host, HostError, MapTarget, Mirrored, Vma};
-use crate::sync::{Rule, holds};
+use crate::migrate::{Moved, Retry, Space, follow};
+use crate::ports::{Count, DeviceError, FaultCause, FollowCount, Host, HostError, MapTarget, Mirrored, Vma};
 use crate::units::{Access, DeviceId, PAGE_SHIFT, PageIndex, PageMask, PhysAddr, Seat, VirtRange};
 
 /// What is to be linked.
@@ -18,6 +17,8 @@ pub struct Link<'a> {
     pub device: DeviceId,
     /// The mapping as it was looked up.
     pub vma: &'a Vma,
+    /// Read before it was looked up.
+    pub looked: FollowCount,
 }
 
 /// Makes pages present for the CPU and links them at their position, then maps them for the device. Called without
@@ -42,9 +43,8 @@ pub fn link<H: Host>(space: &Space<'_, H>, seat: Seat, job: &Link<'_>) -> Moved 
         }
     }
     let _inside = space.gate.enter(seat, space.park);
-    match space.host.mirror(job.vma.range.intersection(space.host.window())) {
+    match follow(space, job.vma, job.looked) {
         Ok(Mirrored::Already) => {}
-        Ok(Mirrored::FromNow) if !holds(Rule::LookAgain) => {}
         Ok(Mirrored::FromNow) => return Moved::retry(Retry::LookAgain),
         Err(HostError::NotSupported) => return Moved::failed(FaultCause::NoEvents),
         Err(HostError::OutOfMemory | HostError::MappingLimit) => {

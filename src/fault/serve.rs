@@ -3,7 +3,7 @@ use super::{BlockFault, Climb, Ladder, classify};
 use crate::granule::BlockIndex;
 use crate::migrate::{Evicted, Retry, Space, ToDevice, evict_one, map_resident, to_device, to_ram};
 use crate::policy::{DeviceFaultView, Place};
-use crate::ports::{Count, FaultCause, Host, HostError, Lookup, Vma, VmaKind};
+use crate::ports::{Count, FaultCause, FollowCount, Host, HostError, Lookup, Vma, VmaKind};
 use crate::units::{Access, DeviceId, GRANULE_BYTES, PageMask, Seat, VirtRange};
 
 /// What became of the faulted pages: each is served, or failed with one cause.
@@ -120,6 +120,7 @@ fn attempt<H: Host>(
     if sample.is_invalidating() {
         return Try::Again(Retry::Sequence);
     }
+    let looked = space.host.follow_count();
     let (vma, mapping) = match lookup(space, fault, pending, answer) {
         Ok(found) => found,
         Err(outcome) => return outcome,
@@ -170,8 +171,8 @@ fn attempt<H: Host>(
     let pages = (placement.pages | unknown) & mapping;
     let mut to_link = unknown;
     if placement.place == Place::Device && view.movable && tries.may_move {
-        let job =
-            ToDevice { block: index, pages: pages - resident_here, device: fault.device, vma: &vma, sample };
+        let pages = pages - resident_here;
+        let job = ToDevice { block: index, pages, device: fault.device, vma: &vma, looked, sample };
         let moved = to_device(space, seat, &job);
         answer.served |= moved.arrived & faulted;
         to_link = moved.refused & unknown;
@@ -193,7 +194,7 @@ fn attempt<H: Host>(
             };
         }
     }
-    link_pages(space, seat, fault.device, index, &to_link, &(written & to_link), &vma, answer)
+    link_pages(space, seat, fault.device, index, &to_link, &(written & to_link), (&vma, looked), answer)
 }
 
 /// Makes copies of pages that are still shared with a child after fork. What cannot be done shows at the next try.
@@ -212,10 +213,11 @@ fn link_pages<H: Host>(
     index: BlockIndex,
     pages: &PageMask,
     written: &PageMask,
-    vma: &Vma,
+    (vma, looked): (&Vma, FollowCount),
     answer: &mut Answer,
 ) -> Try {
-    let moved = link(space, seat, &Link { block: index, pages: *pages, written: *written, device, vma });
+    let moved =
+        link(space, seat, &Link { block: index, pages: *pages, written: *written, device, vma, looked });
     answer.served |= moved.arrived;
     if let Some(cause) = moved.failed {
         answer.fail(&(*pages - moved.arrived), cause);

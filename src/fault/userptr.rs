@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::{Climb, Ladder};
 use crate::granule::{Sequence, UserptrNo, UserptrSpec};
-use crate::migrate::{Retry, Space, drop_userptr_pages, to_ram};
+use crate::migrate::{Retry, Space, drop_userptr_pages, follow, to_ram};
 use crate::ports::{Count, FaultCause, Host, HostError, Lookup, MapTarget, Mirrored, VmaKind};
 use crate::units::{Access, DevAddr, DeviceId, PAGE_BYTES, PAGE_SHIFT, PhysAddr, Seat, VirtAddr, VirtRange};
 
@@ -110,6 +110,7 @@ fn prepare<H: Host>(
 ) -> Result<VirtAddr, Stopped> {
     let at = rest.start();
     let failed = |cause| Stopped::Failed(UserptrFault { at, cause });
+    let looked = space.host.follow_count();
     let vma = match space.host.vma(at) {
         Ok(Lookup::Mapped(vma)) => vma,
         Ok(Lookup::Hole { .. }) => return Err(failed(FaultCause::NoMapping)),
@@ -133,7 +134,7 @@ fn prepare<H: Host>(
         return Ok(part.end());
     }
     let _inside = space.gate.enter(seat, space.park);
-    match space.host.mirror(vma.range.intersection(space.host.window())) {
+    match follow(space, &vma, looked) {
         Ok(Mirrored::Already) | Err(HostError::NotSupported) => Ok(part.end()),
         Ok(Mirrored::FromNow) => Err(Stopped::Again(Retry::LookAgain)),
         Err(HostError::OutOfMemory | HostError::MappingLimit) => Err(failed(FaultCause::OutOfMemory)),

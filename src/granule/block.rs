@@ -107,7 +107,8 @@ impl BlockRecord {
         while self.transit_ends.load(Ordering::SeqCst) == busy.seen {
             park.park(&self.transit_ends, busy.seen);
         }
-        self.transit_waiters.fetch_sub(1, Ordering::Relaxed);
+        // SeqCst, too: loom lets the load in `announce_transit_end` miss an addition that follows a relaxed one.
+        self.transit_waiters.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// After the lock was dropped: lets those go on who wait for the transit that ended.

@@ -23,6 +23,7 @@
 
 mod device_memory;
 mod eviction_order;
+mod follow;
 mod outcome;
 mod space;
 mod to_device;
@@ -38,5 +39,6 @@ pub use to_ram::{Evicted, evict_one, to_ram};
 pub use unlink::{drop_userptr_pages, unlink};
 
 pub(crate) use device_memory::{extents, place};
+pub(crate) use follow::follow;
 pub(crate) use to_device::map_resident;
 pub(crate) use unlink::{unlink_only, unmap_and_flush};

@@ -1,13 +1,14 @@
 use super::device_memory::extents;
+use super::follow;
 use super::space::device_access;
 use super::unlink::{drop_from_userptrs, unlink};
 use super::{DeviceFull, Moved, Retry, Space};
 use crate::granule::{BlockIndex, Direction, Sequence, SlotKind, TransitRecord};
 use crate::policy::Granularity;
 use crate::ports::{
-    Count, FaultCause, Host, HostError, MapTarget, Mirrored, StagingId, Take, Vma, WORDS_PER_PAGE,
+    Count, FaultCause, FollowCount, Host, HostError, MapTarget, Mirrored, StagingId, Take, Vma,
+    WORDS_PER_PAGE,
 };
-use crate::sync::{Rule, holds};
 use crate::units::{DeviceId, PAGE_SHIFT, PageIndex, PageMask, Seat};
 
 /// What is to be moved.
@@ -21,6 +22,8 @@ pub struct ToDevice<'a> {
     pub device: DeviceId,
     /// The mapping as it was looked up.
     pub vma: &'a Vma,
+    /// Read before it was looked up.
+    pub looked: FollowCount,
     /// The block's sequence before it was looked up.
     pub sample: Sequence,
 }
@@ -90,8 +93,7 @@ fn begin_and_take<H: Host>(
 ) -> Result<(PageMask, Take, PageMask), Stopped> {
     let device = space.device(job.device);
     let _inside = space.gate.enter(seat, space.park);
-    let followed = job.vma.range.intersection(space.host.window());
-    if space.host.mirror(followed).map_err(refused_by_host)? == Mirrored::FromNow && holds(Rule::LookAgain) {
+    if follow(space, job.vma, job.looked).map_err(refused_by_host)? == Mirrored::FromNow {
         return Err(Stopped::Retry(Retry::LookAgain));
     }
     let mut block = space.tables.lock(job.block, space.park);

@@ -29,7 +29,9 @@ use super::take::TakeWay;
 use super::userfaultfd::{Features, Mode, Role, Userfaultfd, UserfaultfdError};
 use super::vma::Vmas;
 use super::walk::{Step, walk};
-use crate::ports::{Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, WORDS_PER_PAGE, Word};
+use crate::ports::{
+    FollowCount, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, WORDS_PER_PAGE, Word,
+};
 use crate::sync::AtomicU32;
 use crate::units::{Access, BlockNo, PAGE_BYTES, PageMask, SPACE_BYTES, VirtAddr, VirtRange};
 
@@ -232,9 +234,14 @@ impl Host for LinuxHost {
             // vouches that faults are served then.
             unsafe { self.follow(gap, Mode::WriteProtect) }?;
             held.mirrored.insert(gap).map_err(|_| HostError::MappingLimit)?;
+            held.followed();
             was = Mirrored::FromNow;
         }
         Ok(was)
+    }
+
+    fn follow_count(&self) -> FollowCount {
+        FollowCount(self.tables.follows())
     }
 
     fn arm(&self, range: VirtRange) -> Result<(), HostError> {

@@ -11,6 +11,8 @@
 use super::park::FutexPark;
 use super::private::PrivateError;
 use super::range_set::{Full, RangeSet};
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::sync::{WordGuard, WordLock};
 use crate::units::{VirtAddr, VirtRange};
 
@@ -24,6 +26,8 @@ pub(super) struct Tables {
     mirrored: RangeSet,
     armed: RangeSet,
     removing: RangeSet,
+    /// How often `mirrored` grew; changed under the lock.
+    follows: AtomicU64,
 }
 
 /// The tables while their lock is held.
@@ -31,6 +35,7 @@ pub(super) struct Held<'a> {
     pub(super) mirrored: &'a RangeSet,
     pub(super) armed: &'a RangeSet,
     pub(super) removing: &'a RangeSet,
+    follows: &'a AtomicU64,
     _guard: WordGuard<'a>,
 }
 
@@ -41,6 +46,7 @@ impl Tables {
             mirrored: RangeSet::new(MIRRORED)?,
             armed: RangeSet::new(MIRRORED)?,
             removing: RangeSet::new(REMOVING)?,
+            follows: AtomicU64::new(0),
         })
     }
 
@@ -50,7 +56,13 @@ impl Tables {
             mirrored: &self.mirrored,
             armed: &self.armed,
             removing: &self.removing,
+            follows: &self.follows,
         }
+    }
+
+    /// How often anything was newly followed. Exact for whoever has held the lock since.
+    pub(super) fn follows(&self) -> u64 {
+        self.follows.load(Ordering::Acquire)
     }
 }
 
@@ -58,6 +70,12 @@ impl Held<'_> {
     /// Whether more may be followed or armed; what is kept back is for cuts, which events make.
     pub(super) fn has_room(&self) -> bool {
         self.mirrored.len().max(self.armed.len()) + FOR_CUTS < MIRRORED
+    }
+
+    /// Something was entered into `mirrored` that was not followed before.
+    pub(super) fn followed(&self) {
+        // Release pairs with the acquire in `follows`.
+        self.follows.fetch_add(1, Ordering::Release);
     }
 
     /// A range is unmapped.

@@ -38,6 +38,11 @@ pub trait Host: Sync {
     /// [`HostError::MappingLimit`], [`HostError::OutOfMemory`]; what was followed before still is.
     fn mirror(&self, range: VirtRange) -> Result<Mirrored, HostError>;
 
+    /// How often anything was followed that was not before. Read before a mapping is looked up and compared after
+    /// `mirror`, it says whether the mapping was followed all the while: `mirror` alone answers
+    /// [`Mirrored::Already`], too, when another thread has just followed what came after the mapping that was seen.
+    fn follow_count(&self) -> FollowCount;
+
     /// Traps touches of absent pages. `range` lies in one block and is mirrored. Idempotent.
     ///
     /// # Errors
@@ -112,6 +117,10 @@ pub trait Host: Sync {
     /// The child has everything; it is let go on its own.
     fn child_done(&self, child: u32);
 }
+
+/// See [`Host::follow_count`]. Compare for equality only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FollowCount(pub u64);
 
 /// Since when a mapping is followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

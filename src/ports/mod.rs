@@ -20,7 +20,7 @@ mod probe;
 
 pub use clock::Clock;
 pub use device::{Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, MapTarget};
-pub use host::{Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, Vma, VmaKind};
+pub use host::{FollowCount, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, Vma, VmaKind};
 pub use iommu::{Iommu, IommuError};
 pub use probe::{Count, NoProbe, Probe, Timing};
 

@@ -1,6 +1,7 @@
 //! Runs a model and its twins, each in a process of its own. A run that is caught ends its process inside the panic
 //! hook: unwinding would run destructors that switch threads of a model that is over, and never come back.
 
+use std::fmt;
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -17,6 +18,16 @@ pub struct Bounds {
     pub threads: usize,
     /// Pages that are touched.
     pub pages: usize,
+}
+
+impl fmt::Display for Bounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.preemptions {
+            Some(at_most) => write!(f, "at most {at_most} preemptions, ")?,
+            None => write!(f, "any number of preemptions, ")?,
+        }
+        write!(f, "{} threads, {} pages", self.threads, self.pages)
+    }
 }
 
 /// Says to the process which run is its: 0 for the model, *n* for its n-th twin.
@@ -58,7 +69,7 @@ pub fn prove(test: &str, bounds: Bounds, model: fn(), twins: &[Rule]) {
                 (format!("its twin without {:?}", twins[twin]), is_caught)
             }
         };
-        println!("{test} ({bounds:?}): {name}: {said}");
+        println!("{test}: {name} ({bounds}): {said}");
         if !is_right {
             wrong.push(format!("{name}: {said}"));
         }

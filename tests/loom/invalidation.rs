@@ -6,7 +6,7 @@ use crate::explore::{Bounds, model};
 use crate::world::{RO, RO_LINKED, RW, RW_LINKED, World};
 
 /// The reader, a worker that is its own engine, and the application.
-const BOUNDS: Bounds = Bounds { preemptions: Some(3), threads: 3, pages: 1 };
+const BOUNDS: Bounds = Bounds { preemptions: Some(2), threads: 3, pages: 1 };
 
 fn write_5(world: &World) {
     world.engine(0, 0, Access::Write, |_| 5);
@@ -42,14 +42,16 @@ model!(
     twins: [CommitWhatIsOwned, GateWaits, GateIsLookedAt]
 );
 
-/// A mapping is replaced by a read-only one while a write fault on it is served: the device does not write it.
+/// A mapping is replaced by a read-only one while a write fault on it is served, and another fault has brought the new
+/// page to the device: the first one does not enter it with the rights of the old mapping.
 fn commit_against_invalidation() {
-    let world = World::new(1);
+    let world = World::new(2);
     world.host.mmap_with(0, RW, 7);
-    world.start_followed(0);
+    world.follow(1, 0);
     world.run([write_5, |world| {
         world.host.munmap(0);
         world.host.mmap_with(0, RO, 50);
+        world.engine(1, 0, Access::Read, |v| v);
     }]);
     assert_eq!(world.final_value(0), Some(50), "DATA: the device wrote to a read-only mapping");
 }
@@ -79,35 +81,30 @@ model!(
     twins: [LookAgain]
 );
 
-/// The same with two workers: the second one follows the new mapping between the first one's look and its commit.
+/// The same, and somebody else follows what came after it.
 fn two_first_faults_against_munmap() {
     let world = World::new(2);
     world.host.mmap_with(0, RW, 7);
-    world.run([
-        write_5,
-        |world| {
-            world.engine(1, 0, Access::Read, |v| v);
-        },
-        |world| {
-            world.host.munmap(0);
-            world.host.mmap_with(0, RO, 50);
-        },
-    ]);
+    world.run([write_5, |world| {
+        world.host.munmap(0);
+        world.host.mmap_with(0, RO, 50);
+        world.follow(1, 0);
+    }]);
     assert_eq!(world.final_value(0), Some(50), "DATA: the device wrote to a read-only mapping");
 }
 
 model!(
     a_first_fault_looks_again_though_another_follows_its_mapping,
-    Bounds { preemptions: Some(2), threads: 4, pages: 1 },
+    BOUNDS,
     two_first_faults_against_munmap,
-    twins: [LookAgain]
+    twins: [LookAgain, LookAgainIfAnotherFollows]
 );
 
 /// A linked page: the engine's write reaches the mapping that it was linked for, or none.
 fn link_against_invalidation() {
-    let world = World::new(1);
+    let world = World::new(2);
     world.host.mmap_with(0, RW_LINKED, 7);
-    world.start_followed(0);
+    world.follow(1, 0);
     world.run([write_5, |world| {
         world.host.munmap(0);
         world.host.mmap_with(0, RO_LINKED, 50);
@@ -117,30 +114,27 @@ fn link_against_invalidation() {
 
 model!(
     a_link_ends_with_its_mapping,
-    BOUNDS,
+    Bounds { preemptions: Some(3), ..BOUNDS },
     link_against_invalidation,
-    twins: [SequenceAtCommit, QuiesceBeforeRead, GateWaits]
+    twins: [QuiesceBeforeRead]
 );
 
-/// munmap takes a page from a worker that is copying it in, while another worker needs device memory: what that one
-/// gets is not written by the first.
+/// munmap takes a page from a worker that is copying it in; then another worker needs device memory: what that one gets
+/// is not written by the first.
 fn copy_in_against_reuse_of_its_slot() {
     let world = World::new(2);
     world.host.mmap_with(0, RW, 7);
     world.host.mmap_with(64, RW, 20);
-    world.run([
-        write_5,
-        |world| {
-            world.engine(1, 64, Access::Write, |v| v + 1);
-        },
-        |world| world.host.munmap(0),
-    ]);
+    world.run([write_5, |world| {
+        world.host.munmap(0);
+        world.engine(1, 64, Access::Write, |v| v + 1);
+    }]);
     assert_eq!(world.final_value(64), Some(21), "DATA: a page of another block was overwritten");
 }
 
 model!(
     a_slot_is_not_reused_while_somebody_copies_into_it,
-    Bounds { preemptions: Some(2), threads: 4, pages: 2 },
+    Bounds { pages: 2, ..BOUNDS },
     copy_in_against_reuse_of_its_slot,
     twins: [SlotsStayWithMover]
 );

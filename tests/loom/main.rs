@@ -4,7 +4,8 @@
 //! Each model says what it may do in `Bounds`, prints how many interleavings loom tried, and has twins: the same run
 //! with one rule of the real code switched off ([`granule::sync::Rule`]). A twin must fail, by an assertion on data or
 //! because a thread waits for ever; a twin that passes fails the test. The simulated kernel keeps its promises in
-//! both.
+//! both. All of it takes about a minute on two cores: two or three preemptions per run are what that allows, and
+//! every rule is caught within them.
 //!
 //! | file | models |
 //! |---|---|

@@ -35,7 +35,9 @@ fn lock() {
         let _held = lock.lock(park);
         count.add();
     }
-    threads.map(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     let _held = lock.lock(park);
     assert_eq!(count.0.load(Ordering::Relaxed), 3, "DATA: two threads were under the lock at once");
 }
@@ -86,7 +88,9 @@ fn gate() {
         let _closed = shared.gate.close(&shared.park);
         shared.counts.iter().for_each(Count::add);
     }
-    threads.map(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     for count in &shared.counts {
         assert_eq!(count.0.load(Ordering::Relaxed), 2, "DATA: a worker was inside while the gate was closed");
     }
@@ -125,7 +129,7 @@ fn reservation() {
 
 model!(
     a_granule_is_reserved_once_whoever_races,
-    Bounds { preemptions: None, threads: 3, pages: 0 },
+    Bounds { preemptions: Some(3), threads: 3, pages: 0 },
     reservation,
     twins: [ReserveOnce]
 );

@@ -129,7 +129,7 @@ fn two_faults_on_one_block() {
 
 model!(
     two_faults_on_one_block_move_a_page_once,
-    BOUNDS,
+    Bounds { preemptions: Some(2), ..BOUNDS },
     two_faults_on_one_block,
     twins: [OneMover, WakeAfterTransit]
 );

@@ -146,8 +146,9 @@ impl World {
         self.engine(0, page, Access::Write, |_| value).expect("the page can go to the device");
     }
 
-    /// Follows the page's mapping, as an earlier fault on another page of it did.
-    pub fn start_followed(&self, page: u64) {
+    /// Follows the page's mapping, as a fault on another page of it does.
+    pub fn follow(&self, seat: u16, page: u64) {
+        let _inside = self.space.gate.enter(Seat(seat), self.space.park);
         self.host.mirror(VirtRange::of_pages(page_at(page), 1)).expect("the mapping can be followed");
     }
 

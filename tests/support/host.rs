@@ -5,7 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
 use granule::ports::{
-    Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, Vma, VmaKind, WORDS_PER_PAGE, Word,
+    FollowCount, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, Vma, VmaKind, WORDS_PER_PAGE,
+    Word,
 };
 use granule::sync::{AtomicU32, Park};
 use granule::units::{Access, BlockNo, PAGE_BYTES, PAGES_PER_BLOCK, PageMask, PhysAddr, VirtAddr, VirtRange};
@@ -25,6 +26,8 @@ struct World {
     /// Page number -> the value that the CPU sees. Absent: not present.
     present: BTreeMap<u64, u64>,
     mirrored: BTreeSet<u64>,
+    /// How often that grew.
+    follows: u64,
     armed: BTreeSet<u64>,
     /// What waits to be read, with its number.
     events: VecDeque<(u64, HostEvent)>,
@@ -78,7 +81,7 @@ impl SimHost {
     }
 
     fn step(&self) {
-        self.step.take();
+        self.step.take_in_order();
     }
 
     /// Sleeps on `key` until `ready`; looking and falling asleep are one step.
@@ -265,10 +268,15 @@ impl Host for SimHost {
                 return Err(HostError::NoMapping);
             }
             if world.mirrored.insert(page) {
+                world.follows += 1;
                 was = Mirrored::FromNow;
             }
         }
         Ok(was)
+    }
+    fn follow_count(&self) -> FollowCount {
+        self.step();
+        FollowCount(self.world.lock().unwrap().follows)
     }
     fn arm(&self, range: VirtRange) -> Result<(), HostError> {
         self.step();

@@ -66,8 +66,14 @@ pub use under::{Sleepers, yield_now};
 #[derive(Default)]
 pub struct Step(AtomicU32);
 impl Step {
+    /// Orders nothing between threads.
     pub fn take(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    /// Comes with everything that happened before an earlier step, as a system call does: the kernel's locks order
+    /// what threads do to one address space, and what they did before.
+    pub fn take_in_order(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
     }
 }
 
