@@ -14,6 +14,7 @@
 //! | `abi`, `userfaultfd` | the kernel's words; one userfaultfd with its calls typed |
 //! | `walk` | a call over many pages that may stop anywhere |
 //! | `range_set`, `tables` | what is mirrored, armed, being removed |
+//! | `robust_lists` | where threads have their stacks |
 //! | `vma`, `maps_text`, `pagemap` | which mapping holds an address; which pages the CPU has |
 //! | `staging`, `take`, `drops` | slots, pages on their way through them, discards of our own |
 //! | `events` | what the kernel tells, and children after fork |
@@ -30,6 +31,7 @@ pub mod pagemap;
 pub mod park;
 pub mod private;
 mod range_set;
+mod robust_lists;
 mod staging;
 mod tables;
 mod take;

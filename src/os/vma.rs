@@ -21,6 +21,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::abi::{self, Errno, ioctl};
 use super::maps_text;
 use super::private;
+use super::robust_lists::RobustLists;
 use crate::ports::{HostError, Lookup, Vma, VmaKind};
 use crate::units::{Access, PAGE_BYTES, VirtAddr, VirtRange};
 
@@ -65,6 +66,7 @@ pub struct Vmas {
     query: Option<OwnedFd>,
     /// The devices of the kernel's own tmpfs and of /dev/shm.
     shared_devs: [(u32, u32); 2],
+    robust_lists: RobustLists,
 }
 
 impl Vmas {
@@ -88,7 +90,7 @@ impl Vmas {
     pub fn open_text() -> std::io::Result<Self> {
         let memfd = memfd::MemfdOptions::new().create("granule-probe").map_err(std::io::Error::other)?;
         let shared_devs = [dev_of_fd(memfd.as_raw_fd())?, dev_of_path(c"/dev/shm").unwrap_or((0, 0))];
-        Ok(Self { query: None, shared_devs })
+        Ok(Self { query: None, shared_devs, robust_lists: RobustLists::open() })
     }
 
     /// Whether mappings hold all of a range. Touches no heap, unlike [`Vmas::lookup`]. A kernel that cannot be
@@ -150,7 +152,7 @@ impl Vmas {
         if !(name.is_empty() || name == b"[heap]" || name.starts_with(b"[anon:")) {
             return (VmaKind::Unfollowed, whole);
         }
-        if holds_robust_list(whole) {
+        if self.robust_lists.any_in(whole) {
             return (VmaKind::LinkOnly, whole);
         }
         let part = ObjectPart::of(whole, at);
@@ -227,60 +229,6 @@ fn query(fd: &OwnedFd, at: u64) -> Result<Option<RawVma>, Errno> {
         inode: answer.inode,
         name: vma.name,
     }))
-}
-
-/// Whether a thread of this process keeps its robust-list head in `range`. Unknown counts as yes.
-fn holds_robust_list(range: VirtRange) -> bool {
-    // SAFETY: a C string; the descriptor is closed below.
-    let dir = unsafe {
-        libc::open(c"/proc/self/task".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC)
-    };
-    if dir < 0 {
-        return true;
-    }
-    let mut holds = false;
-    let mut entries = [0u64; 256];
-    loop {
-        // SAFETY: the buffer is writable for its whole size.
-        let got =
-            unsafe { libc::syscall(libc::SYS_getdents64, dir, entries.as_mut_ptr(), size_of_val(&entries)) };
-        if got <= 0 {
-            holds |= got < 0;
-            break;
-        }
-        // SAFETY: the kernel wrote `got` bytes, which is at most the size of the buffer; bytes have no alignment.
-        let bytes = unsafe { core::slice::from_raw_parts(entries.as_ptr().cast::<u8>(), got as usize) };
-        let mut at = 0;
-        while at + 19 <= bytes.len() {
-            let record = usize::from(u16::from_ne_bytes([bytes[at + 16], bytes[at + 17]]));
-            if record == 0 {
-                break;
-            }
-            let name = &bytes[at + 19..(at + record).min(bytes.len())];
-            if let Some(head) = tid_of(name).and_then(robust_list_head) {
-                holds |= range.contains(head);
-            }
-            at += record;
-        }
-    }
-    // SAFETY: opened above, closed once.
-    unsafe { libc::close(dir) };
-    holds
-}
-
-fn tid_of(name: &[u8]) -> Option<i32> {
-    let digits = name.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    (digits > 0).then(|| {
-        name[..digits].iter().fold(0i32, |tid, digit| tid.wrapping_mul(10) + i32::from(digit - b'0'))
-    })
-}
-
-/// `None` for a thread that ended meanwhile or has none.
-fn robust_list_head(tid: i32) -> Option<VirtAddr> {
-    let (mut head, mut bytes) = (0u64, 0usize);
-    // SAFETY: both targets live here for the call.
-    let rc = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &mut head, &mut bytes) };
-    (rc == 0 && head != 0).then_some(VirtAddr(head))
 }
 
 /// The largest part of a mapping around an address that lies wholly inside, or wholly outside, the writable
