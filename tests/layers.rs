@@ -152,7 +152,7 @@ impl<'a> Walk<'a> {
                 return i + 1;
             } else if self.word(i) {
                 let token = &self.tokens[i];
-                if !(token.is("self") && !path.is_empty()) {
+                if !token.is("self") || path.is_empty() {
                     path.push(token.text.clone());
                 }
                 i += 1;

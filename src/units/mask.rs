@@ -255,7 +255,7 @@ mod tests {
         let runs: [Range<usize>; 3] = [0..3, 5..6, 60..PAGES_PER_BLOCK];
         assert!(mask.runs().eq(runs));
         assert_eq!(PageMask::EMPTY.runs().next(), None);
-        assert!(PageMask::FULL.runs().eq([0..PAGES_PER_BLOCK]));
+        assert!(PageMask::FULL.runs().eq(core::iter::once(0..PAGES_PER_BLOCK)));
     }
 
     #[test]

@@ -155,10 +155,12 @@ fn loom(tally: &mut Tally) -> Result<(), String> {
         tally.skip("loom models", "there is no tests/loom*");
         return Ok(());
     }
-    let mut command = cargo(["test", "--package", "granule", "--no-default-features", "--no-fail-fast"]);
+    let mut command =
+        cargo(["test", "--release", "--package", "granule", "--no-default-features", "--no-fail-fast"]);
     // A build with other flags has a directory of its own, so that neither throws away the other's work.
     command
         .args(["--target-dir", "target/loom"])
+        .env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true")
         .env("RUSTFLAGS", with_flags("RUSTFLAGS", "--cfg granule_loom"));
     command.args(targets.iter().flat_map(|target| ["--test", target]));
     harness(tally, "loom models", &mut command)
