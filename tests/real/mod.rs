@@ -163,8 +163,8 @@ pub fn map_as(at: usize, bytes: usize, protection: i32, sharing: i32) -> usize {
 }
 
 pub fn unmap(at: usize, bytes: usize) {
-    // SAFETY: the tests unmap their own memory only, through addresses to which no reference points.
     assert_eq!(
+        // SAFETY: the tests unmap their own memory only, through addresses to which no reference points.
         unsafe { libc::munmap(at as *mut _, bytes) },
         0,
         "munmap: {}",
