@@ -1,5 +1,5 @@
 use crate::dma;
-use crate::granule::{BlockGuard, BlockIndex};
+use crate::granule::{BlockGuard, BlockIndex, Sequence};
 use crate::migrate::{Moved, Retry, Space, follow};
 use crate::ports::{Count, DeviceError, FaultCause, FollowCount, Host, HostError, MapTarget, Mirrored, Vma};
 use crate::units::{Access, DeviceId, PAGE_SHIFT, PageIndex, PageMask, PhysAddr, Seat, VirtRange};
@@ -19,13 +19,13 @@ pub struct Link<'a> {
     pub vma: &'a Vma,
     /// Read before it was looked up.
     pub looked: FollowCount,
+    /// The block's sequence before it was looked up.
+    pub sample: Sequence,
 }
 
 /// Makes pages present for the CPU and links them at their position, then maps them for the device. Called without
 /// gate and locks; populating may wait for the reader of events.
 pub fn link<H: Host>(space: &Space<'_, H>, seat: Seat, job: &Link<'_>) -> Moved {
-    // Sampled before the pages are populated: what makes them absent again moves the sequence.
-    let sample = space.tables.record(job.block).sample();
     let number = space.tables.record(job.block).number();
     for (pages, access) in [(job.written, Access::Write), (job.pages - job.written, Access::Read)] {
         for run in pages.runs() {
@@ -53,7 +53,7 @@ pub fn link<H: Host>(space: &Space<'_, H>, seat: Seat, job: &Link<'_>) -> Moved 
         Err(_) => return Moved::retry(Retry::Changing),
     }
     let mut block = space.tables.lock(job.block, space.park);
-    if !block.is_unchanged(sample) {
+    if !block.is_unchanged(job.sample) {
         return Moved::retry(Retry::Sequence);
     }
     if block.in_transit().intersects(&job.pages) {

@@ -1,10 +1,10 @@
 use super::link::{Link, enter_linked, link};
 use super::{BlockFault, Climb, Ladder, classify};
 use crate::granule::BlockIndex;
-use crate::migrate::{Evicted, Retry, Space, ToDevice, evict_one, map_resident, to_device, to_ram};
+use crate::migrate::{Evicted, Moved, Retry, Space, ToDevice, evict_one, map_resident, to_device, to_ram};
 use crate::policy::{DeviceFaultView, Place};
-use crate::ports::{Count, FaultCause, FollowCount, Host, HostError, Lookup, Vma, VmaKind};
-use crate::units::{Access, DeviceId, GRANULE_BYTES, PageMask, Seat, VirtRange};
+use crate::ports::{Count, FaultCause, Host, HostError, Lookup, Vma, VmaKind};
+use crate::units::{Access, GRANULE_BYTES, PageMask, Seat, VirtRange};
 
 /// What became of the faulted pages: each is served, or failed with one cause.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -135,6 +135,7 @@ fn attempt<H: Host>(
     }
     let seen = classify(&block, fault.device, &faulted, &written);
     let resident_here = block.device_private();
+    let away = resident_here | block.in_transit();
     if !seen.resident.is_empty() && map_resident(space, &block, fault.device, &seen.resident, &vma).is_err() {
         answer.fail(&seen.resident, FaultCause::DeviceFailed);
         return Try::Answered;
@@ -169,7 +170,9 @@ fn attempt<H: Host>(
     };
     let placement = space.policy.place(&view);
     let pages = (placement.pages | unknown) & mapping;
-    let mut to_link = unknown;
+    // A policy that leaves pages in RAM may link more than was asked for; what must be linked because it cannot move is
+    // linked alone.
+    let mut to_link = if placement.place == Place::System { pages - away } else { unknown };
     if placement.place == Place::Device && view.movable && tries.may_move {
         let pages = pages - resident_here;
         let job = ToDevice { block: index, pages, device: fault.device, vma: &vma, looked, sample };
@@ -194,31 +197,21 @@ fn attempt<H: Host>(
             };
         }
     }
-    link_pages(space, seat, fault.device, index, &to_link, &(written & to_link), (&vma, looked), answer)
-}
-
-/// Makes copies of pages that are still shared with a child after fork. What cannot be done shows at the next try.
-fn unshare<H: Host>(space: &Space<'_, H>, block: crate::units::BlockNo, pages: &PageMask) {
-    for run in pages.runs() {
-        let first = block.page(crate::units::PageIndex(run.start as u16));
-        let _ = space.host.populate(VirtRange::of_pages(first, run.len() as u64), Access::Write);
+    let written = written & to_link;
+    let job = Link { block: index, pages: to_link, written, device: fault.device, vma: &vma, looked, sample };
+    let moved = link(space, seat, &job);
+    answer.served |= moved.arrived & faulted;
+    if moved.failed.is_some() && to_link != unknown {
+        // A neighbour's failure (the end of a file, say) is not this fault's.
+        let job = Link { pages: unknown, ..job };
+        return link_answer(&link(space, seat, &job), &unknown, answer);
     }
+    link_answer(&moved, &(to_link & faulted), answer)
 }
 
-#[allow(clippy::too_many_arguments, reason = "the one call of link, split out for length")]
-fn link_pages<H: Host>(
-    space: &Space<'_, H>,
-    seat: Seat,
-    device: DeviceId,
-    index: BlockIndex,
-    pages: &PageMask,
-    written: &PageMask,
-    (vma, looked): (&Vma, FollowCount),
-    answer: &mut Answer,
-) -> Try {
-    let moved =
-        link(space, seat, &Link { block: index, pages: *pages, written: *written, device, vma, looked });
-    answer.served |= moved.arrived;
+/// Enters what became of a link of `pages` into the answer.
+fn link_answer(moved: &Moved, pages: &PageMask, answer: &mut Answer) -> Try {
+    answer.served |= moved.arrived & *pages;
     if let Some(cause) = moved.failed {
         answer.fail(&(*pages - moved.arrived), cause);
         return Try::Answered;
@@ -226,6 +219,14 @@ fn link_pages<H: Host>(
     match moved.retry {
         Some(why) if moved.arrived.is_empty() => Try::Again(why),
         _ => Try::Answered,
+    }
+}
+
+/// Makes copies of pages that are still shared with a child after fork. What cannot be done shows at the next try.
+fn unshare<H: Host>(space: &Space<'_, H>, block: crate::units::BlockNo, pages: &PageMask) {
+    for run in pages.runs() {
+        let first = block.page(crate::units::PageIndex(run.start as u16));
+        let _ = space.host.populate(VirtRange::of_pages(first, run.len() as u64), Access::Write);
     }
 }
 

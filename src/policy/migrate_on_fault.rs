@@ -1,5 +1,5 @@
 use super::{DeviceFaultView, Granularity, Place, Placement, Policy};
-use crate::units::{BlockNo, PageIndex, PageMask};
+use crate::units::{BlockNo, PAGES_PER_SLOT_64K, PageIndex, PageMask};
 
 /// First touch moves: whoever touches a page gets it, with the aligned unit around it. The default.
 #[derive(Clone, Copy, Debug, Default)]
@@ -10,8 +10,12 @@ pub struct MigrateOnFault {
 
 impl Policy for MigrateOnFault {
     fn place(&self, fault: &DeviceFaultView) -> Placement {
-        let place = if fault.movable { Place::Device } else { Place::System };
-        Placement { place, pages: fault.faulted.widened_to(self.granularity.pages()) }
+        let unit = self.granularity.pages();
+        if fault.movable {
+            return Placement { place: Place::Device, pages: fault.faulted.widened_to(unit) };
+        }
+        // Linking makes pages present: no more around a fault than the kernel's own fault-around brings.
+        Placement { place: Place::System, pages: fault.faulted.widened_to(unit.min(PAGES_PER_SLOT_64K)) }
     }
 
     fn homecoming(&self, _: BlockNo, touched: PageIndex, _: &PageMask) -> PageMask {

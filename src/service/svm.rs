@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant};
+
 use super::builder::SvmBuilder;
 use super::core::Core;
 use super::fork;
@@ -5,6 +7,7 @@ use super::region::{Region, RegionError};
 use super::request::{Ask, Asker, RequestError};
 use super::statistics::{MemoryUse, Stats};
 use super::userptr::{Userptr, UserptrError, UserptrOptions};
+use crate::os::FutexPark;
 use crate::os::private::PrivateArc;
 use crate::os::thread::ServiceThread;
 use crate::ports::Host;
@@ -25,6 +28,9 @@ pub struct Svm {
     pub(super) pool: Option<std::sync::Arc<rayon::ThreadPool>>,
     pub(super) workers: Vec<ServiceThread>,
 }
+
+/// Longer than any round that waits for nobody.
+const ROUND_LIMIT: Duration = Duration::from_millis(20);
 
 impl Svm {
     /// Starts to build one.
@@ -75,13 +81,19 @@ impl Svm {
         Region::new(bytes)
     }
 
-    /// Waits for the end of the round that the reader is in: a thread that was woken by it finds itself counted.
+    /// Waits for the end of the round that the reader is in, so that a thread that was woken by it finds itself counted:
+    /// at most [`ROUND_LIMIT`], for a round may wait for a submission that uses a userptr.
     fn wait_for_round(&self) {
         let core = &self.core;
         core.stats_wait.fetch_add(1, Ordering::SeqCst);
         let seen = core.rounds.load(Ordering::SeqCst);
+        let until = Instant::now() + ROUND_LIMIT;
         while seen % 2 == 1 && core.rounds.load(Ordering::Acquire) == seen {
-            core.space.park.park(&core.rounds, seen);
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            FutexPark.park_for(&core.rounds, seen, left);
         }
         core.stats_wait.fetch_sub(1, Ordering::SeqCst);
     }
