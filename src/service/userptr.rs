@@ -283,7 +283,8 @@ impl<'a> Valid<'a> {
         self.userptr.core.space.userptrs.sample(self.userptr.no) == self.sample
     }
 
-    /// Begins a submission to the device.
+    /// Begins a submission to the device. Between the return of the application's `munmap` (or `madvise`) and the moment
+    /// in which its event is applied a submission may still begin; the invalidation then waits for it.
     ///
     /// # Errors
     /// [`UserptrError::Invalidated`] if the sequence moved since; then nothing is begun.
