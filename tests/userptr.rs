@@ -2,6 +2,8 @@
 #![cfg(not(granule_loom))]
 #![allow(unsafe_code, reason = "maps, unmaps and reads memory as an application does")]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use granule::ports::{Count, FaultCause};
 use granule::service::{UserptrError, UserptrOptions};
 use granule::units::{Access, DevAddr, DeviceId, VirtAddr, VirtRange};
@@ -10,10 +12,13 @@ use granule_backends::software::{AccessError, SoftwareDevice};
 
 const PAGE: u64 = 4096;
 
-fn start() -> (SoftwareDevice, Svm) {
+/// One space at a time: each serves the whole process. (Bindings are dropped in reverse: the turn goes last.)
+fn start() -> (MutexGuard<'static, ()>, SoftwareDevice, Svm) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let device = SoftwareDevice::builder().memory_bytes(16 << 20).engines(2).build().unwrap();
     let svm = Svm::builder().device(device.clone()).granularity(Granularity::Kib64).build().unwrap();
-    (device, svm)
+    (one, device, svm)
 }
 
 /// Private anonymous memory, unmapped on drop.
@@ -63,7 +68,7 @@ impl Drop for Mapped {
 
 #[test]
 fn a_link_only_userptr_of_odd_bounds_is_the_cpus_own_memory() {
-    let (device, svm) = start();
+    let (_one, device, svm) = start();
     let memory = Mapped::new(20);
     memory.write(3 * PAGE + 8, 41);
     let user =
@@ -93,7 +98,7 @@ fn a_link_only_userptr_of_odd_bounds_is_the_cpus_own_memory() {
 
 #[test]
 fn a_userptr_brings_its_pages_home_and_keeps_them() {
-    let (device, svm) = start();
+    let (_one, device, svm) = start();
     let memory = Mapped::new(16);
     let at = memory.0;
     let write = |value: u64| {
@@ -127,7 +132,7 @@ fn a_userptr_brings_its_pages_home_and_keeps_them() {
 
 #[test]
 fn an_alias_reaches_the_same_memory_and_overlaps_are_independent() {
-    let (device, svm) = start();
+    let (_one, device, svm) = start();
     let memory = Mapped::new(8);
     let alias = DevAddr(0x1234_5000_0000);
     let options = UserptrOptions { device_at: Some(alias), ..UserptrOptions::default() };
@@ -154,7 +159,7 @@ fn an_alias_reaches_the_same_memory_and_overlaps_are_independent() {
 
 #[test]
 fn a_partial_munmap_drops_exactly_its_pages() {
-    let (device, svm) = start();
+    let (_one, device, svm) = start();
     let memory = Mapped::new(64);
     let alias = DevAddr(0x2000_0000_0000);
     let options = UserptrOptions { device_at: Some(alias), ..UserptrOptions::default() };
@@ -179,7 +184,7 @@ fn a_partial_munmap_drops_exactly_its_pages() {
 
 #[test]
 fn a_submission_fails_after_an_invalidation_and_an_invalidation_waits_for_a_submission() {
-    let (_device, svm) = start();
+    let (_one, _device, svm) = start();
     let memory = Mapped::new(4);
     memory.write(0, 9);
     let user = svm.userptr(VirtAddr(memory.0), 4 * PAGE, UserptrOptions::default()).unwrap();
@@ -210,7 +215,7 @@ fn a_submission_fails_after_an_invalidation_and_an_invalidation_waits_for_a_subm
 
 #[test]
 fn a_read_only_userptr_is_not_written_and_bad_ones_are_refused() {
-    let (device, svm) = start();
+    let (_one, device, svm) = start();
     let memory = Mapped::new(4);
     let options = UserptrOptions {
         access: Access::Read,
@@ -248,7 +253,7 @@ fn a_read_only_userptr_is_not_written_and_bad_ones_are_refused() {
 
 #[test]
 fn a_region_of_the_library_is_shared_by_cpu_device_and_service() {
-    let (device, svm) = start();
+    let (_one, device, svm) = start();
     let region = svm.alloc(100_000).unwrap();
     assert_eq!(region.len(), 102_400);
     let at = region.as_ptr() as u64;

@@ -7,7 +7,8 @@ use thiserror::Error;
 use super::core::Core;
 use super::device_thread::DeviceThread;
 use super::request::Asker;
-use super::{fork, reader_thread, svm::Svm};
+use super::spaces::{self, Place};
+use super::{reader_thread, svm::Svm};
 use crate::granule::MAX_DEVICES;
 use crate::os::private::{PrivateArc, PrivateError};
 use crate::os::thread::{self, ThreadError};
@@ -43,6 +44,11 @@ pub enum BuildError {
     /// The window is empty or not made of whole blocks.
     #[error("the window {0} is not a non-empty range of whole 2 MiB blocks")]
     Window(VirtRange),
+    /// Another space of this process has a part of the window.
+    #[error(
+        "another space of this process serves {0}; give each a window of its own, or drop that one first"
+    )]
+    WindowTaken(VirtRange),
     /// Private memory.
     #[error(transparent)]
     Memory(#[from] PrivateError),
@@ -171,25 +177,31 @@ impl SvmBuilder {
             staging_slots: 2 * (workers + ports.len()) + 2 + device_blocks as usize,
             ..defaults
         };
+        let place = spaces::claim(options.window).map_err(BuildError::WindowTaken)?;
         // SAFETY: the reader started below is the one thread that reads events and serves CPU faults; `Svm::drop` has
         // every page brought to RAM before it ends the reader and releases the host.
         let host = unsafe { LinuxHost::open(options) }?;
         let device_count = ports.len();
         let core = PrivateArc::new(Core::new(host, ports, &budgets, policy, workers)?)?;
-        start(core, device_count, workers)
+        start(core, device_count, workers, place)
     }
 }
 
 /// Starts the threads: the reader first, since everything else may fault.
-fn start(core: PrivateArc<Core>, device_count: usize, workers: usize) -> Result<Svm, BuildError> {
+fn start(
+    core: PrivateArc<Core>,
+    device_count: usize,
+    workers: usize,
+    place: Place,
+) -> Result<Svm, BuildError> {
     let mut svm = Svm {
         core: core.clone(),
         asker: Asker::new(core.clone(), Vec::new()),
-        fork_number: None,
         device_threads: Vec::new(),
         reader: None,
         pool: None,
         workers: Vec::new(),
+        place,
     };
     let reader = core.clone();
     svm.reader = Some(thread::spawn("granule-reader", move || reader_thread::run(&reader))?);
@@ -216,6 +228,6 @@ fn start(core: PrivateArc<Core>, device_count: usize, workers: usize) -> Result<
         senders.push(sender);
         svm.asker = Asker::new(svm.core.clone(), senders.clone());
     }
-    svm.fork_number = Some(fork::enter(&svm.asker));
+    svm.place.hold_at_fork(&svm.asker);
     Ok(svm)
 }

@@ -17,11 +17,11 @@
 mod builder;
 mod core;
 mod device_thread;
-mod fork;
 mod memory;
 mod reader_thread;
 mod region;
 mod request;
+mod spaces;
 mod statistics;
 mod svm;
 mod userptr;

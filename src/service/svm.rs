@@ -2,9 +2,9 @@ use std::time::{Duration, Instant};
 
 use super::builder::SvmBuilder;
 use super::core::Core;
-use super::fork;
 use super::region::{Region, RegionError};
 use super::request::{Ask, Asker, RequestError};
+use super::spaces::Place;
 use super::statistics::{MemoryUse, Stats};
 use super::userptr::{Userptr, UserptrError, UserptrOptions};
 use crate::os::FutexPark;
@@ -21,12 +21,12 @@ use crate::units::{DeviceId, VirtAddr, VirtRange};
 pub struct Svm {
     pub(super) core: PrivateArc<Core>,
     pub(super) asker: Asker,
-    /// Its number among the spaces that a fork has to hold.
-    pub(super) fork_number: Option<u64>,
     pub(super) device_threads: Vec<ServiceThread>,
     pub(super) reader: Option<ServiceThread>,
     pub(super) pool: Option<std::sync::Arc<rayon::ThreadPool>>,
     pub(super) workers: Vec<ServiceThread>,
+    /// Declared last: the window is free when everything else is gone.
+    pub(super) place: Place,
 }
 
 /// Longer than any round that waits for nobody.
@@ -133,9 +133,7 @@ impl Drop for Svm {
         if !self.asker.is_this_process() {
             return;
         }
-        if let Some(number) = self.fork_number.take() {
-            fork::leave(number);
-        }
+        self.place.let_go();
         for device in self.asker.devices() {
             match self.asker.ask_pages(device, Ask::Stop) {
                 Ok(0) => {}
