@@ -1,8 +1,8 @@
 //! [`LinuxHost`]: the CPU side of one address space on Linux. Lives in private memory.
 //!
 //! # Parts
-//! * the *main* userfaultfd (events, sync write protection) holds what is mirrored; the *staging* one (no events)
-//!   holds the slots in which pages stand while they move;
+//! * the *main* userfaultfd (events, sync write protection) holds what is mirrored, and the staging slots in which
+//!   pages stand while they move; another one (no events) helps to discard them;
 //! * `tables` say what is mirrored, armed, and being removed; `drops` which discards are our own;
 //! * `take` moves pages there and back, `events` reads what the kernel tells.
 //!
@@ -123,7 +123,12 @@ impl LinuxHost {
         }
         let host = Self {
             window: options.window,
-            staging: Staging::open(options.staging_slots.max(1), options.pool_bytes, options.user_mode_only)?,
+            staging: Staging::open(
+                options.staging_slots.max(1),
+                options.pool_bytes,
+                (way == TakeWay::Move).then_some(&uffd),
+                options.user_mode_only,
+            )?,
             tables: Tables::new()?,
             drops: Drops::new()?,
             pagemap: Pagemap::open()?,

@@ -1,8 +1,12 @@
 //! Staging slots: 2 MiB of private memory each, where pages stand between the application and a device.
 //!
 //! # Rules
-//! 1. All slots lie on one userfaultfd without events, in write-protect mode, so that they are destinations of a
-//!    move and discarding their pages waits for nobody.
+//! 1. Where pages are taken by moving, all slots lie on the *main* userfaultfd, in write-protect mode. The kernel
+//!    checks the destination's userfaultfd under its lock: while a change of the address space waits to be read it
+//!    refuses the move with EAGAIN. So what is taken was taken from the mapping that the tables know, never from one
+//!    that stands at the same address already while the event of the old one is still to be read.
+//!    Discarding such pages in place would wait for the reader, which waits for whoever holds the gate: they are
+//!    moved to *trash*, the same positions of a range on a userfaultfd without events, and discarded there.
 //! 2. `maybe` of a slot says which pages may be there. A page outside of it may be there, too, if its holder
 //!    wrote it without giving it to anybody: a move into it is refused by the kernel, and then it is discarded.
 //! 3. Pages that were taken from the application stay in their slot when it is given back, up to a limit: the pool.
@@ -13,9 +17,11 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::abi::{Errno, MOVE_MODE_ALLOW_SRC_HOLES};
 use super::park::FutexPark;
 use super::private::{PrivateBytes, PrivateError, Slab, ZeroValid};
 use super::userfaultfd::{Mode, Role, Userfaultfd, UserfaultfdError};
+use super::walk::{Step, walk};
 use crate::ports::{StagingId, Word};
 use crate::sync::WordLock;
 use crate::units::{BLOCK_BYTES, BlockNo, MASK_WORDS, PAGE_BYTES, PAGES_PER_BLOCK, PageMask, VirtAddr};
@@ -70,9 +76,16 @@ impl List {
     }
 }
 
+/// Where pages of slots are discarded: position by position like the slots, so that a slot's holder has his own.
+struct Trash {
+    uffd: Userfaultfd,
+    memory: PrivateBytes,
+}
+
 /// The pool of staging slots.
 pub(super) struct Staging {
-    pub(super) uffd: Userfaultfd,
+    /// The main userfaultfd, and trash, where pages are taken by moving.
+    moving: Option<(Userfaultfd, Trash)>,
     memory: PrivateBytes,
     slots: Slab<Slot>,
     /// Guards `held` and `next` of all slots, and what follows.
@@ -85,26 +98,36 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// `slots` slots, of which the free ones keep at most `pool_bytes` bytes of pages.
+    /// `slots` slots, of which the free ones keep at most `pool_bytes` bytes of pages. `main`: the userfaultfd of the
+    /// application's memory if pages are taken from there by moving them.
     pub(super) fn open(
         slots: usize,
         pool_bytes: u64,
+        main: Option<&Userfaultfd>,
         force_user_mode_only: bool,
     ) -> Result<Self, StagingError> {
-        let uffd = Userfaultfd::open(Role::Staging, force_user_mode_only)?;
-        let memory = PrivateBytes::aligned(slots as u64 * BLOCK_BYTES, BLOCK_BYTES)?;
-        // SAFETY: nothing is ever protected in this range, so nothing is trapped.
-        unsafe { uffd.register(memory.range(), Mode::WriteProtect) }
-            .map_err(|errno| UserfaultfdError::Refused(errno.0))?;
-        let staging = Self {
-            uffd,
-            memory,
+        let block = || PrivateBytes::aligned(slots as u64 * BLOCK_BYTES, BLOCK_BYTES);
+        let refused = |errno: Errno| UserfaultfdError::Refused(errno.0);
+        let mut staging = Self {
+            moving: None,
+            memory: block()?,
             slots: Slab::new(slots)?,
             lock: WordLock::new(),
             heads: Default::default(),
             pooled_pages: AtomicU64::new(0),
             pool_limit_pages: pool_bytes / PAGE_BYTES,
         };
+        if let Some(main) = main {
+            let trash =
+                Trash { uffd: Userfaultfd::open(Role::Staging, force_user_mode_only)?, memory: block()? };
+            let main = main.duplicate().map_err(refused)?;
+            // SAFETY: nothing is ever protected in these ranges, so nothing is trapped.
+            unsafe {
+                trash.uffd.register(trash.memory.range(), Mode::WriteProtect).map_err(refused)?;
+                main.register(staging.memory.range(), Mode::WriteProtect).map_err(refused)?;
+            }
+            staging.moving = Some((main, trash));
+        }
         // Slot 0 ends up first.
         (0..slots).rev().for_each(|index| staging.push(index, List::Empty));
         Ok(staging)
@@ -208,16 +231,38 @@ impl Staging {
         maybe.set(maybe.get() - *pages);
     }
 
-    /// Throws pages of the slot away.
+    /// Throws pages of the slot away. A page that something has pinned stays.
     pub(super) fn discard(&self, id: StagingId, pages: &PageMask) {
         for run in pages.runs() {
+            let at = match &self.moving {
+                Some((_, trash)) => self.move_to_trash(id, &run, trash),
+                None => self.address(id, run.start),
+            };
             let bytes = run.len() * PAGE_BYTES as usize;
-            let at = self.address(id, run.start).0 as *mut libc::c_void;
-            // SAFETY: staging memory of a slot that the caller holds; what is thrown away, nobody expects there.
-            let rc = unsafe { libc::madvise(at, bytes, libc::MADV_DONTNEED) };
+            // SAFETY: trash, or staging memory of a slot that the caller holds: nobody expects anything there.
+            let rc = unsafe { libc::madvise(at.0 as *mut libc::c_void, bytes, libc::MADV_DONTNEED) };
             debug_assert_eq!(rc, 0, "staging memory is ordinary private memory");
         }
         self.emptied(id, pages);
+    }
+
+    /// Returns where the pages are then.
+    fn move_to_trash(&self, id: StagingId, run: &core::ops::Range<usize>, trash: &Trash) -> VirtAddr {
+        let from = self.address(id, 0);
+        let to = trash.memory.base() + from.bytes_since(self.memory.base());
+        walk(
+            run.start as u64..run.end as u64,
+            |page, count| {
+                let at = page * PAGE_BYTES;
+                // SAFETY: pages of a slot that the caller holds and throws away.
+                unsafe {
+                    trash.uffd.move_pages(to + at, from + at, count * PAGE_BYTES, MOVE_MODE_ALLOW_SRC_HOLES)
+                }
+            },
+            |_| {},
+            |_, errno| if errno.0 == libc::EAGAIN { Step::Again } else { Step::Skip },
+        );
+        to + run.start as u64 * PAGE_BYTES
     }
 
     /// Notes pages of `block` that were copied to the slot and stay protected in the application.
@@ -242,6 +287,16 @@ impl Staging {
     pub(super) fn settled(&self, id: StagingId, pages: &PageMask) {
         let protected = &self.slot(id).protected;
         protected.set(protected.get() - *pages);
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Unmapping memory that gives events would wait for a reader, and there is none any more.
+        if let Some((main, _)) = &self.moving {
+            let ended = main.unregister(self.memory.range());
+            debug_assert_eq!(ended, Ok(()), "staging memory is registered as a whole");
+        }
     }
 }
 

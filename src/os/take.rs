@@ -118,8 +118,8 @@ impl LinuxHost {
                 let src = block.base() + page * PAGE_BYTES;
                 let dst = self.staging.address(staging, page as usize);
                 // SAFETY: the source is armed, so that touches of what leaves are trapped; the destination is a
-                // slot that the caller holds.
-                unsafe { self.staging.uffd.move_pages(dst, src, count * PAGE_BYTES, mode) }
+                // slot that the caller holds. Through the main userfaultfd, which refuses while an event waits.
+                unsafe { self.uffd.move_pages(dst, src, count * PAGE_BYTES, mode) }
             },
             |done| taken |= run_of(done),
             |page, errno| match errno.0 {

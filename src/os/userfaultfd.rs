@@ -169,6 +169,12 @@ impl Userfaultfd {
         Ok(Self { fd, features })
     }
 
+    /// Another descriptor of the same userfaultfd.
+    pub(crate) fn duplicate(&self) -> Result<Self, Errno> {
+        let fd = self.fd.try_clone().map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EMFILE)))?;
+        Ok(Self { fd, features: self.features })
+    }
+
     pub(crate) fn features(&self) -> Features {
         self.features
     }

@@ -213,3 +213,12 @@ pub fn poke(at: usize, value: u64) {
     unsafe { std::sync::atomic::AtomicU64::from_ptr(at as *mut u64) }
         .store(value, std::sync::atomic::Ordering::SeqCst);
 }
+
+/// A private mapping of a file's beginning.
+pub fn map_file(file: &std::fs::File, bytes: usize) -> usize {
+    let fd = std::os::fd::AsRawFd::as_raw_fd(file);
+    // SAFETY: a fresh mapping.
+    let got = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_PRIVATE, fd, 0) };
+    assert_ne!(got, libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
+    got as usize
+}

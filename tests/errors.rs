@@ -1,0 +1,209 @@
+//! What the world can do wrong: each error is of the access that met it, and no page is lost.
+#![cfg(not(granule_loom))]
+
+mod real;
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use granule::Granularity;
+use granule::ports::{Count, FaultCause};
+use granule::units::Access;
+use granule_backends::software::{AccessError, Inject, SoftwareDevice};
+use real::{MIB, PAGE, World, alone, map_aligned, map_as, peek, poke, present, protect, unmap};
+
+fn cause(result: Result<impl Sized, AccessError>) -> Option<(FaultCause, Access)> {
+    match result {
+        Err(AccessError::Fault { cause, access, .. }) => Some((cause, access)),
+        _ => None,
+    }
+}
+
+#[test]
+fn an_access_that_is_not_allowed_fails_alone_and_with_its_cause() {
+    let _alone = alone(60);
+    let world = World::new(16 * MIB, |builder| builder);
+    let base = map_aligned(2 * MIB);
+    // Neighbours within 64 KiB: writable, read-only, closed, a hole, writable.
+    for page in 0..16 {
+        poke(base + page * PAGE, 100 + page as u64);
+    }
+    protect(base + 4 * PAGE, 4 * PAGE, libc::PROT_READ);
+    protect(base + 8 * PAGE, 2 * PAGE, libc::PROT_NONE);
+    unmap(base + 10 * PAGE, 2 * PAGE);
+    let outcomes = Mutex::new(Vec::new());
+    // One kernel meets all of them, and goes on.
+    world
+        .run(|engine| {
+            let mut found = Vec::new();
+            for page in 0..16 {
+                let at = (base + page * PAGE) as u64;
+                found.push((cause(engine.load::<u64>(at)), cause(engine.store(at + 8, 7u64))));
+            }
+            *outcomes.lock().expect("no panic") = found;
+            Ok(())
+        })
+        .expect("the kernel goes on");
+    let outcomes = outcomes.into_inner().expect("no panic");
+    for (page, (load, store)) in outcomes.into_iter().enumerate() {
+        let want = match page {
+            4..8 => (None, Some((FaultCause::ReadOnly, Access::Write))),
+            8..10 => {
+                (Some((FaultCause::NoAccess, Access::Read)), Some((FaultCause::NoAccess, Access::Write)))
+            }
+            10..12 => {
+                (Some((FaultCause::NoMapping, Access::Read)), Some((FaultCause::NoMapping, Access::Write)))
+            }
+            _ => (None, None),
+        };
+        assert_eq!((load, store), want, "page {page}");
+    }
+    assert_eq!(world.count(Count::FaultsFailed), 4 + 2 * 2 + 2 * 2);
+    protect(base + 8 * PAGE, 2 * PAGE, libc::PROT_READ);
+    for page in (0..10).chain(12..16) {
+        let wrote = if (4..10).contains(&page) { 0 } else { 7 };
+        assert_eq!((peek(base + page * PAGE), peek(base + page * PAGE + 8)), (100 + page as u64, wrote));
+    }
+    assert_eq!(cause(world.load(8)), Some((FaultCause::NoMapping, Access::Read)), "the null page");
+    unmap(base, 2 * MIB);
+}
+
+#[test]
+fn a_kernel_that_panics_leaves_memory_and_service_whole() {
+    let _alone = alone(60);
+    let world = World::new(16 * MIB, |builder| builder);
+    let base = map_aligned(2 * MIB);
+    let ended = world.device.run(|engine| {
+        engine.store((base + engine.index() * PAGE) as u64, 5u64)?;
+        assert!(engine.index() != 1, "this panic is a part of the test");
+        Ok(())
+    });
+    assert_eq!(ended, Err(AccessError::KernelPanicked { engine: 1 }));
+    assert_eq!((peek(base), peek(base + PAGE)), (5, 5));
+    assert_eq!(world.load(base + PAGE), Ok(5), "the device can be used further");
+    drop(world);
+    assert_eq!((peek(base), peek(base + PAGE)), (5, 5));
+    unmap(base, 2 * MIB);
+}
+
+#[test]
+fn a_full_device_with_nothing_to_evict_gets_a_link() {
+    let _alone = alone(60);
+    // One block of device memory, all of it taken by the block that faults.
+    let world = World::new(2 * MIB, |builder| builder.granularity(Granularity::Kib4));
+    let base = map_aligned(4 * MIB);
+    for page in 0..512 {
+        world.store(base + page * PAGE, page as u64).expect("writable");
+    }
+    assert_eq!(present(base, 512), 0, "the first block fills the device");
+    // Another block has something to evict.
+    world.store(base + 2 * MIB, 1).expect("writable");
+    assert!(world.count(Count::Evictions) >= 1);
+    for page in 0..512 {
+        assert_eq!(peek(base + page * PAGE), page as u64);
+    }
+    unmap(base, 4 * MIB);
+    drop(world);
+
+    // Two devices' worth of pages that cannot leave: their copies out fail.
+    let inject = Inject { copies_fail_after: Some(512), ..Inject::default() };
+    let device = SoftwareDevice::builder().memory_bytes(2 << 20).inject(inject).build().expect("a device");
+    let world = World::over(device, |builder| builder.granularity(Granularity::Kib4));
+    let base = map_aligned(4 * MIB);
+    for page in 0..512 {
+        world.store(base + page * PAGE, page as u64).expect("writable");
+    }
+    assert_eq!(present(base, 512), 0);
+    let linked = world.count(Count::PagesLinked);
+    world.store(base + 2 * MIB, 9).expect("linked instead");
+    assert!(world.count(Count::PagesLinked) > linked, "the page was linked");
+    assert_eq!((present(base + 2 * MIB, 1), peek(base + 2 * MIB)), (1, 9));
+    // What is on the device is still there.
+    for page in 0..512 {
+        assert_eq!(world.load(base + page * PAGE), Ok(page as u64));
+    }
+    unmap(base, 4 * MIB);
+}
+
+#[test]
+fn a_lost_device_loses_no_page() {
+    let _alone = alone(60);
+    let world = World::new(64 * MIB, |builder| builder);
+    let base = map_aligned(8 * MIB);
+    world
+        .run(|engine| {
+            for page in 0..2048u64 {
+                engine.store(base as u64 + page * PAGE as u64, page + 1)?;
+            }
+            Ok(())
+        })
+        .expect("writable");
+    assert_eq!(present(base, 2048), 0);
+    world.device.lose();
+    assert!(matches!(world.load(base), Err(AccessError::DeviceLost)));
+    // A touch brings home, and the drop brings the rest.
+    for page in 0..64 {
+        assert_eq!(peek(base + page * PAGE), page as u64 + 1);
+    }
+    drop(world);
+    assert_eq!(present(base, 2048), 2048, "everything is in RAM");
+    for page in 0..2048 {
+        assert_eq!(peek(base + page * PAGE), page as u64 + 1, "page {page}");
+    }
+    unmap(base, 8 * MIB);
+}
+
+#[test]
+fn copies_that_fail_now_and_then_lose_nothing() {
+    let _alone = alone(60);
+    for granularity in [Granularity::Kib4, Granularity::Kib64] {
+        let inject = Inject {
+            copy_in_fails_per_million: 100_000,
+            copy_out_fails_per_million: 100_000,
+            ..Inject::default()
+        };
+        let device = SoftwareDevice::builder().memory_bytes(4 << 20).seed(7).inject(inject).build();
+        let world = World::over(device.expect("a device"), |builder| builder.granularity(granularity));
+        let base = map_aligned(8 * MIB);
+        for page in 0..2048 {
+            poke(base + page * PAGE, page as u64);
+        }
+        // An access whose copy fails is refused, and the page stays where it was.
+        let failed = Mutex::new(HashSet::new());
+        world
+            .run(|engine| {
+                for page in 0..2048u64 {
+                    match engine.fetch_add_u64(base as u64 + page * PAGE as u64, 10_000) {
+                        Ok(_) => {}
+                        Err(AccessError::Fault { cause: FaultCause::DeviceFailed, .. }) => {
+                            failed.lock().expect("no panic").insert(page as usize);
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(())
+            })
+            .expect("no other error");
+        let failed = failed.into_inner().expect("no panic");
+        assert!(!failed.is_empty() && failed.len() < 1024, "{} of 2048 failed", failed.len());
+        for page in 0..2048 {
+            let added = if failed.contains(&page) { 0 } else { 10_000 };
+            assert_eq!(peek(base + page * PAGE), page as u64 + added, "{granularity:?}, page {page}");
+        }
+        unmap(base, 8 * MIB);
+    }
+}
+
+#[test]
+fn memory_that_cannot_be_followed_is_refused_and_shared_memory_is_linked() {
+    let _alone = alone(60);
+    let world = World::new(16 * MIB, |builder| builder);
+    let file = std::fs::File::open("/proc/self/exe").expect("this program");
+    let at = real::map_file(&file, PAGE);
+    assert_eq!(cause(world.load(at)), Some((FaultCause::NoEvents, Access::Read)));
+    unmap(at, PAGE);
+    let shared = map_as(0, 16 * PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    world.store(shared, 3).expect("linked");
+    assert_eq!((peek(shared), present(shared, 1)), (3, 1));
+    unmap(shared, 16 * PAGE);
+}
