@@ -11,6 +11,10 @@
 //! 2. A protected page that is present is never read by a plain load: it is copied by a call that reports a fault
 //!    instead of raising it.
 //! 3. Absent pages are taken as what they are, zeros: nothing is moved, and staging reads as zeros there.
+//! 4. Nothing is taken while a change is under way: a mapping that another thread has put in the place of one whose
+//!    event is not read yet is followed by nobody. **The window that stays open**: the change begins between this
+//!    question and the kernel's look at the mapping. `UFFDIO_MOVE` asks again under its locks, but asks the
+//!    userfaultfd of its destination, and staging lies on one without events.
 #![allow(unsafe_code, reason = "moves and discards pages of the application")]
 
 use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};
@@ -40,6 +44,10 @@ fn run_of(run: core::ops::Range<u64>) -> PageMask {
 impl LinuxHost {
     pub(super) fn take_pages(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Take {
         let mut take = Take::default();
+        if self.uffd.is_changing() {
+            // As late as it can be asked: see rule 4.
+            return Take { stopped: Some(HostError::Changing), ..take };
+        }
         match self.still_removing(block, pages) {
             Ok(removing) => take.refused = removing,
             Err(error) => return Take { stopped: Some(error), ..take },
