@@ -229,18 +229,37 @@ impl Host for LinuxHost {
         if super::private::overlaps(range) {
             return Err(HostError::NotSupported);
         }
+        if self.uffd.is_changing() {
+            // The tables tell of the mapping that was here when events were last read. Another one may stand here
+            // now, which is followed by nobody: what is taken from it would read as zeros without a trap.
+            return Err(HostError::Changing);
+        }
         let held = self.tables.lock();
-        let mut was = Mirrored::Already;
-        while let Some(gap) = held.mirrored.first_gap(range) {
+        let (mut was, mut rest) = (Mirrored::Already, range);
+        while let Some(gap) = held.mirrored.first_gap(rest) {
             if !held.has_room() {
                 return Err(HostError::MappingLimit);
             }
+            rest = VirtRange::between(gap.end(), range.end());
             // SAFETY: nothing is trapped until pages are protected or the range is armed; the caller of `open`
             // vouches that faults are served then.
-            unsafe { self.follow(gap, Mode::WriteProtect) }?;
-            held.mirrored.insert(gap).map_err(|_| HostError::MappingLimit)?;
+            let registered = unsafe { self.follow(gap, Mode::WriteProtect) };
             held.followed();
             was = Mirrored::FromNow;
+            // A part may have been unmapped since the range was looked up, without an event: nothing is followed
+            // there. What is unmapped from here on has its event read after the gate was left.
+            let mut at = gap.start();
+            while let Some(part) = self.vmas.next_mapped(at)?.map(|mapped| mapped.intersection(gap))
+                && !part.is_empty()
+            {
+                registered.map_err(|error| match error {
+                    // It may be another part's fault, of a mapping that came since.
+                    HostError::NotSupported if part != gap => HostError::Changing,
+                    error => error,
+                })?;
+                held.mirrored.insert(part).map_err(|_| HostError::MappingLimit)?;
+                at = part.end();
+            }
         }
         Ok(was)
     }

@@ -11,6 +11,9 @@
 //! 2. A protected page that is present is never read by a plain load: it is copied by a call that reports a fault
 //!    instead of raising it.
 //! 3. Absent pages are taken as what they are, zeros: nothing is moved, and staging reads as zeros there.
+//! 4. Nothing is taken while a change is under way: a mapping that another thread has put in the place of one whose
+//!    event is not read yet is followed by nobody. The kernel answers EAGAIN then, under its locks, because both ways
+//!    act through the main userfaultfd (staging lies on it).
 #![allow(unsafe_code, reason = "moves and discards pages of the application")]
 
 use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};

@@ -239,6 +239,13 @@ impl Userfaultfd {
         unsafe { ioctl(self.raw(), abi::UFFDIO_WRITEPROTECT, &mut arg) }.map(drop)
     }
 
+    /// Whether a change of memory that is registered here is under way: its caller is inside the kernel, or has not
+    /// run since its event was read. The kernel answers this before it looks at the (empty) range.
+    pub(crate) fn is_changing(&self) -> bool {
+        let nothing = VirtRange::default();
+        self.write_protect(nothing, false).is_err_and(|errno| errno.0 == libc::EAGAIN)
+    }
+
     pub(crate) fn wake(&self, range: VirtRange) {
         // SAFETY: waking harms nobody: who wakes touches his page again. Fails for an empty range only.
         let _ = unsafe { ioctl(self.raw(), abi::UFFDIO_WAKE, &mut range_arg(range)) };

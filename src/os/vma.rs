@@ -110,16 +110,28 @@ impl Vmas {
         true
     }
 
+    /// The mapping that holds an address, or the next one above it. Touches no heap.
+    ///
+    /// # Errors
+    /// [`HostError`] if the kernel cannot be asked.
+    pub(super) fn next_mapped(&self, at: VirtAddr) -> Result<Option<VirtRange>, HostError> {
+        let found = self.find(at).map_err(|_| HostError::NotSupported)?;
+        Ok(found.map(|vma| VirtRange::between(VirtAddr(vma.start), VirtAddr(vma.end))))
+    }
+
+    fn find(&self, at: VirtAddr) -> Result<Option<RawVma>, Errno> {
+        match &self.query {
+            Some(fd) => query(fd, at.0),
+            None => maps_text::find(at.0),
+        }
+    }
+
     /// The mapping that holds an address, or how far there is none.
     ///
     /// # Errors
     /// [`HostError`] if the kernel cannot be asked.
     pub fn lookup(&self, at: VirtAddr) -> Result<Lookup, HostError> {
-        let found = match &self.query {
-            Some(fd) => query(fd, at.0),
-            None => maps_text::find(at.0),
-        };
-        let vma = match found.map_err(|_| HostError::NotSupported)? {
+        let vma = match self.find(at).map_err(|_| HostError::NotSupported)? {
             None => return Ok(Lookup::Hole { until: VirtAddr(crate::units::SPACE_BYTES) }),
             Some(vma) if vma.start > at.0 => return Ok(Lookup::Hole { until: VirtAddr(vma.start) }),
             Some(vma) => vma,
