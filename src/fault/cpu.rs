@@ -96,7 +96,7 @@ fn bring<H: Host>(
             };
         }
     }
-    let Some(staging) = space.host.staging(&PageMask::EMPTY) else {
+    let Some(staging) = space.host.staging_for(number, pages) else {
         return (PageMask::EMPTY, Err(HostError::OutOfMemory));
     };
     let words = space.host.staging_words(staging);

@@ -29,6 +29,7 @@ use super::take::TakeWay;
 use super::userfaultfd::{Features, Mode, Role, Userfaultfd, UserfaultfdError};
 use super::vma::Vmas;
 use super::walk::{Step, walk};
+use super::whole::WholeBlocks;
 use crate::ports::{
     FollowCount, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, WORDS_PER_PAGE, Word,
 };
@@ -97,6 +98,8 @@ pub struct LinuxHost {
     pub(super) pagemap: Pagemap,
     pub(super) way: TakeWay,
     pub(super) signal: Signal,
+    /// Blocks that left the CPU as huge pages.
+    pub(super) whole: WholeBlocks,
     /// The descriptors of children after fork, plus one; 0 is free.
     pub(super) children: Slab<AtomicI32>,
     /// How often `wait` has looked for pages being removed since the last such event.
@@ -134,6 +137,7 @@ impl LinuxHost {
             pagemap: Pagemap::open()?,
             way,
             signal: Signal::open()?,
+            whole: WholeBlocks::new()?,
             children: Slab::new(CHILDREN)?,
             settling: AtomicU32::new(u32::MAX),
             vmas: Vmas::open()?,
@@ -324,6 +328,7 @@ impl Host for LinuxHost {
 
     fn give_words(&self, at: VirtAddr, words: &[Word]) -> (u64, Result<(), HostError>) {
         let range = VirtRange::of_pages(at, (words.len() / WORDS_PER_PAGE) as u64);
+        self.whole.set(BlockNo::of(at), false);
         self.fill(range, |part| {
             let from = (part.start().bytes_since(at) / PAGE_BYTES) as usize * WORDS_PER_PAGE;
             self.uffd.copy(part.start(), &words[from..][..part.pages() as usize * WORDS_PER_PAGE])
@@ -340,6 +345,13 @@ impl Host for LinuxHost {
 
     fn staging(&self, empty: &PageMask) -> Option<StagingId> {
         self.staging.claim(empty)
+    }
+
+    fn staging_for(&self, block: BlockNo, pages: &PageMask) -> Option<StagingId> {
+        if pages.is_full() && self.whole.contains(block) {
+            return self.staging.claim_whole();
+        }
+        self.staging.claim(&PageMask::EMPTY)
     }
 
     fn staging_words(&self, staging: StagingId) -> &[Word] {

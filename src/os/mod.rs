@@ -17,6 +17,7 @@
 //! | `robust_lists` | where threads have their stacks |
 //! | `vma`, `maps_text`, `pagemap` | which mapping holds an address; which pages the CPU has |
 //! | `staging`, `take`, `drops` | slots, pages on their way through them, discards of our own |
+//! | `whole` | blocks that left as huge pages |
 //! | `events` | what the kernel tells, and children after fork |
 //! | `host` | [`LinuxHost`], which is all of these behind [`Host`](crate::ports::Host) |
 
@@ -39,6 +40,7 @@ pub mod thread;
 mod userfaultfd;
 mod vma;
 mod walk;
+mod whole;
 
 pub use clock::MonotonicClock;
 pub use events::Readiness;

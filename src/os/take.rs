@@ -10,14 +10,17 @@
 //!    discard its old contents are still there, and would come back from the dead.
 //! 2. A protected page that is present is never read by a plain load: it is copied by a call that reports a fault
 //!    instead of raising it.
-//! 3. Absent pages are taken as what they are, zeros: nothing is moved, and staging reads as zeros there.
+//! 3. A block that is one huge page is taken into a slot without a page table, and given back from a slot that holds
+//!    one: where either side has a page table, the kernel splits. (The application's side has none: it was taken away
+//!    whole, and a touch of an absent page in a mapping with huge pages is trapped before a table is made.)
+//! 4. Absent pages are taken as what they are, zeros: nothing is moved, and staging reads as zeros there.
 #![allow(unsafe_code, reason = "moves and discards pages of the application")]
 
 use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};
 use super::host::LinuxHost;
 use super::walk::{Step, walk};
 use crate::ports::{Host, HostError, StagingId, Take, WORDS_PER_PAGE};
-use crate::units::{BlockNo, PAGE_BYTES, PageIndex, PageMask, VirtAddr, VirtRange};
+use crate::units::{BlockNo, PAGE_BYTES, PAGES_PER_BLOCK, PageIndex, PageMask, VirtAddr, VirtRange};
 
 /// How pages leave the application's mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +113,10 @@ impl LinuxHost {
         take: &mut Take,
     ) -> Result<(), HostError> {
         let mode = MOVE_MODE_ALLOW_SRC_HOLES | MOVE_MODE_DONTWAKE;
+        let whole = run.len() == PAGES_PER_BLOCK && self.pagemap.is_huge(block);
+        if whole {
+            self.staging.make_bare(staging);
+        }
         let (mut taken, mut refused, mut stopped) = (PageMask::EMPTY, PageMask::EMPTY, Ok(()));
         let mut discarded = None;
         walk(
@@ -140,6 +147,11 @@ impl LinuxHost {
             },
         );
         self.staging.filled(staging, &taken);
+        let whole = whole && taken.is_full();
+        if whole {
+            self.staging.holds_whole(staging);
+        }
+        self.whole.set(block, whole);
         take.taken |= taken;
         take.refused |= refused;
         stopped
@@ -238,6 +250,7 @@ impl LinuxHost {
                 return (given, result);
             }
         }
+        self.whole.set(block, false);
         let rest = *pages - given;
         self.staging.filled(staging, &rest);
         for run in rest.runs() {

@@ -92,6 +92,13 @@ pub trait Host: Sync {
     /// use (bounded: one per thread that serves, plus a few).
     fn staging(&self, empty: &PageMask) -> Option<StagingId>;
 
+    /// As `staging`, for pages of `block` that are about to be copied to the slot and given: a host that knows how to
+    /// bring them back as a huge page picks a slot for that.
+    fn staging_for(&self, block: BlockNo, pages: &PageMask) -> Option<StagingId> {
+        let _ = (block, pages);
+        self.staging(&PageMask::EMPTY)
+    }
+
     /// The memory of a staging slot: one block, positional.
     fn staging_words(&self, staging: StagingId) -> &[Word];
 
