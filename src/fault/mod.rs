@@ -40,7 +40,7 @@ mod serve;
 mod userptr;
 
 pub use classify::{Classified, classify};
-pub use cpu::{CpuFault, CpuServed, serve_cpu};
+pub use cpu::{CpuFault, CpuServed, serve_cpu, serve_in_place};
 pub use fork::fill_child;
 pub use intake::{BlockFault, group};
 pub use invalidate::{forget_contents, invalidate};

@@ -280,8 +280,9 @@ impl LinuxHost {
                     return self.uffd.copy(at(page), &words[..count as usize * WORDS_PER_PAGE]);
                 }
                 let src = self.staging.address(staging, page as usize);
+                let (uffd, count) = self.uffd_for(at(page), count);
                 // SAFETY: the source is a slot that the caller holds and whose pages he gives away.
-                unsafe { self.uffd.move_pages(at(page), src, count * PAGE_BYTES, MOVE_MODE_ALLOW_SRC_HOLES) }
+                unsafe { uffd.move_pages(at(page), src, count * PAGE_BYTES, MOVE_MODE_ALLOW_SRC_HOLES) }
             },
             |done| moved |= run_of(done),
             |page, errno| {
@@ -289,7 +290,7 @@ impl LinuxHost {
                 if self.way == TakeWay::Move && matches!(errno.0, libc::EINVAL | libc::EBUSY | libc::ENOENT) {
                     let words =
                         &self.staging.words(staging)[page as usize * WORDS_PER_PAGE..][..WORDS_PER_PAGE];
-                    match self.uffd.copy(at(page), words) {
+                    match self.uffd_for(at(page), 1).0.copy(at(page), words) {
                         Outcome::Done(_) => {
                             copied.insert(PageIndex(page as u16));
                             return Step::Skip;
