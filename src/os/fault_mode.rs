@@ -32,7 +32,7 @@ pub enum FaultMode {
 /// Why a range cannot have a fault mode. Nothing is changed then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
-pub enum FaultModeError {
+pub enum FaultModeRefused {
     /// A device has used the range, or a neighbour in its mapping.
     #[error("the range is followed already; choose its fault mode before a device first touches its mapping")]
     Followed,
@@ -48,20 +48,20 @@ impl LinuxHost {
     /// Chooses the fault mode of a range.
     ///
     /// # Errors
-    /// [`FaultModeError`].
-    pub fn set_fault_mode(&self, range: VirtRange, mode: FaultMode) -> Result<(), FaultModeError> {
+    /// [`FaultModeRefused`].
+    pub fn set_fault_mode(&self, range: VirtRange, mode: FaultMode) -> Result<(), FaultModeRefused> {
         if mode == FaultMode::Sigbus && (self.sigbus.is_none() || self.way != TakeWay::Move) {
-            return Err(FaultModeError::NotSupported);
+            return Err(FaultModeRefused::NotSupported);
         }
         let held = self.tables.lock();
         if held.mirrored.first_in(range).is_some() {
-            return Err(FaultModeError::Followed);
+            return Err(FaultModeRefused::Followed);
         }
         match mode {
             FaultMode::Blocking => held.sigbus.remove(range),
             FaultMode::Sigbus => held.sigbus.insert(range),
         }
-        .map_err(|_| FaultModeError::TooMany)
+        .map_err(|_| FaultModeRefused::TooMany)
     }
 
     /// Who serves a touch of the page at an address.

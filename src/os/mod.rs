@@ -16,7 +16,7 @@
 //! | `range_set`, `tables` | what is mirrored, armed, being removed |
 //! | `robust_lists` | where threads have their stacks |
 //! | `vma`, `maps_text`, `pagemap` | which mapping holds an address; which pages the CPU has |
-//! | `fault_mode` | which of two userfaultfds has a range |
+//! | `fault_mode`, `fault_stacks` | which of two userfaultfds has a range; stacks for threads that serve themselves |
 //! | `staging`, `take`, `drops` | slots, pages on their way through them, discards of our own |
 //! | `whole` | blocks that left as huge pages |
 //! | `events` | what the kernel tells, and children after fork |
@@ -27,6 +27,7 @@ pub mod clock;
 mod drops;
 mod events;
 mod fault_mode;
+pub mod fault_stacks;
 pub mod guarded;
 mod host;
 mod maps_text;
@@ -46,7 +47,7 @@ mod whole;
 
 pub use clock::MonotonicClock;
 pub use events::Readiness;
-pub use fault_mode::{FaultMode, FaultModeError};
+pub use fault_mode::{FaultMode, FaultModeRefused};
 pub use host::{HostOptions, LinuxHost, OpenError};
 pub use pagemap::Pagemap;
 pub use park::FutexPark;
