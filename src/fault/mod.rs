@@ -17,7 +17,8 @@
 //!
 //! # Who runs what
 //! Workers run `serve`, each with a seat of its own; any number at once, blocks are independent. The reader runs
-//! `cpu`, `invalidate`, `remap` and `fork`; it never enters the gate, it closes it.
+//! `cpu`, `invalidate`, `remap` and `fork`; it never enters the gate, it closes it. A thread of the application that
+//! serves its own fault (in a handler of SIGBUS) runs `cpu` with a seat of its own, inside the gate ([`serve_in_place`]).
 //!
 //! # Rules
 //! 1. The reader reads and applies events with the gate closed and the devices quiesced, in the order read, and

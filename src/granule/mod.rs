@@ -10,6 +10,7 @@
 //! # Roles
 //! * *Reader*: the one thread per space that reads events and serves CPU faults.
 //! * *Worker*: a thread that serves device faults, prefetches and evictions; it owns a [`units::Seat`].
+//! * *Own server*: a thread of the application that serves its own CPU fault in a signal handler; it borrows a seat.
 //! * *Engine*: a thread of the device; it sees none of this.
 //!
 //! # The bits of a page, and who may change them

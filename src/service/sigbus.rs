@@ -23,6 +23,8 @@
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, AtomicU32 as Atomic32, AtomicU64 as Atomic64};
 
+use std::time::Duration;
+
 use thiserror::Error;
 
 use super::core::Core;
@@ -30,7 +32,7 @@ use super::request::RequestError;
 use crate::fault::{CpuFault, serve_in_place};
 use crate::os::guarded::{self, InstallError};
 use crate::os::{FaultMode, FaultModeRefused, FutexPark, MonotonicClock};
-use crate::ports::{Clock, Count, Timing};
+use crate::ports::{Clock, Count, Host, HostEvent, Timing};
 use crate::sync::{Ordering, Park};
 use crate::units::{Access, PAGE_SHIFT, Seat, VirtAddr};
 
@@ -84,7 +86,8 @@ pub(super) fn enter(core: &Core) -> Result<(), FaultModeError> {
     Ok(())
 }
 
-/// The space is about to end: no thread finds it any more, and none is in it.
+/// The space is about to end: no thread finds it any more, and none is in it. Its reader has ended and every page is in
+/// RAM. Events that came since are read here: while one waits, the kernel refuses to fill a page.
 pub(super) fn leave(core: &Core) {
     let this = core::ptr::from_ref(core).cast_mut();
     for entry in &REGISTRY {
@@ -95,11 +98,21 @@ pub(super) fn leave(core: &Core) {
                 if users == 0 {
                     break;
                 }
-                FutexPark.park(&entry.users, users);
+                let mut events = [HostEvent::Fork { child: 0 }; 8];
+                let read = core.host.drain(&mut events);
+                for event in &events[..read] {
+                    if let HostEvent::Fork { child } = event {
+                        core.host.child_done(*child);
+                    }
+                }
+                FutexPark.park_for(&entry.users, users, EVENTS_EVERY);
             }
         }
     }
 }
+
+/// How often events are looked for while the last users of a space leave it.
+const EVENTS_EVERY: Duration = Duration::from_millis(1);
 
 /// This process is a child after fork: it has no spaces.
 pub(super) fn forget_all() {
