@@ -25,4 +25,4 @@ pub mod os;
 pub mod service;
 
 #[cfg(all(feature = "os", not(granule_loom)))]
-pub use service::{Granularity, Svm, SvmBuilder};
+pub use service::{FaultMode, Granularity, Svm, SvmBuilder};

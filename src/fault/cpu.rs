@@ -1,9 +1,10 @@
 use super::invalidate::{freeze, settle};
-use crate::granule::BlockGuard;
+use crate::granule::{BlockGuard, TransitBusy};
 use crate::migrate::{Space, extents};
 use crate::ports::{Count, Host, HostError, WORDS_PER_PAGE};
 use crate::units::{
-    Access, BlockNo, PAGE_BYTES, PAGE_SHIFT, PAGES_PER_SLOT_64K, PageIndex, PageMask, VirtAddr, VirtRange,
+    Access, BlockNo, PAGE_BYTES, PAGE_SHIFT, PAGES_PER_SLOT_64K, PageIndex, PageMask, Seat, VirtAddr,
+    VirtRange,
 };
 
 /// A thread of the application waits for a page.
@@ -32,13 +33,14 @@ pub enum CpuServed {
     /// The thread was woken.
     Woken,
     /// The page is in transit: whoever ends the transit wakes the thread.
-    Queued,
+    Queued(TransitBusy),
     /// An event waits to be read, or memory is short: read events, then serve this fault again.
     Again,
 }
 
-/// Serves a CPU fault. Called by the reader only, outside the gate (which only the reader closes). Holds the block
-/// lock throughout, touches private memory only, and does at most one unit of the policy's homecoming.
+/// Serves a CPU fault. Called by the reader outside the gate (which only the reader closes), and through
+/// [`serve_in_place`] by others inside of it. Holds the block lock throughout, touches private memory only, and does
+/// at most one unit of the policy's homecoming.
 pub fn serve_cpu<H: Host>(space: &Space<'_, H>, fault: &CpuFault) -> CpuServed {
     let number = BlockNo::of(fault.at);
     let page = PageIndex::of(fault.at);
@@ -50,7 +52,7 @@ pub fn serve_cpu<H: Host>(space: &Space<'_, H>, fault: &CpuFault) -> CpuServed {
     if block.is_in_transit(page) {
         block.note_cpu_waits();
         space.probe.add(Count::CpuFaultsQueued, 1);
-        return CpuServed::Queued;
+        return CpuServed::Queued(block.transit_busy());
     }
     if !block.device_private().contains(page) {
         if fault.write_protected {
@@ -77,6 +79,41 @@ pub fn serve_cpu<H: Host>(space: &Space<'_, H>, fault: &CpuFault) -> CpuServed {
     }
 }
 
+/// Serves a CPU fault in a thread that is not the reader and has a seat of its own: the one that touched the page (in
+/// its handler of SIGBUS), or a worker that needs the page present. Returns when the touch can be made (again).
+///
+/// The caller holds no lock, is outside the gate, and is on a private stack: pages of its own stack may be taken while
+/// this holds a block lock.
+///
+/// An event that waits to be read is older than this fault may be: until it is read, the kernel refuses to fill or move
+/// anything in its userfaultfd ([`CpuServed::Again`]); while it is applied, the gate is closed. So nothing is filled
+/// with zeros that an unread `mremap` has brought here. A page in transit is waited for outside the gate: its mover,
+/// and the reader that brings pages of an `mremap` home, go on without this thread.
+pub fn serve_in_place<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &CpuFault) {
+    loop {
+        let inside = space.gate.enter(seat, space.park);
+        let served = serve_cpu(space, fault);
+        drop(inside);
+        match served {
+            CpuServed::Woken => return,
+            CpuServed::Again => space.host.pause(),
+            CpuServed::Queued(busy) => {
+                let index = space.tables.block(BlockNo::of(fault.at)).expect("a page in transit has a block");
+                space.tables.record(index).wait_transit(busy, space.park);
+            }
+        }
+    }
+}
+
+/// Makes every page of a range present where the kernel's own touch would be refused ([`HostError::Trapped`]). As
+/// [`serve_in_place`]; a worker's stack is private.
+pub(super) fn touch<H: Host>(space: &Space<'_, H>, seat: Seat, range: VirtRange) {
+    for page in 0..range.pages() {
+        let at = range.start() + page * PAGE_BYTES;
+        serve_in_place(space, seat, &CpuFault { at, ..CpuFault::NONE });
+    }
+}
+
 /// Moves pages of the block from device memory to the application. Returns those that are home.
 fn bring<H: Host>(
     space: &Space<'_, H>,
@@ -96,7 +133,7 @@ fn bring<H: Host>(
             };
         }
     }
-    let Some(staging) = space.host.staging(&PageMask::EMPTY) else {
+    let Some(staging) = space.host.staging_for(number, pages) else {
         return (PageMask::EMPTY, Err(HostError::OutOfMemory));
     };
     let words = space.host.staging_words(staging);

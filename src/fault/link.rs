@@ -1,3 +1,4 @@
+use super::cpu::touch;
 use crate::dma;
 use crate::granule::{BlockGuard, BlockIndex, Sequence};
 use crate::migrate::{Moved, Retry, Space, follow};
@@ -32,6 +33,10 @@ pub fn link<H: Host>(space: &Space<'_, H>, seat: Seat, job: &Link<'_>) -> Moved 
             let range = VirtRange::of_pages(number.page(PageIndex(run.start as u16)), run.len() as u64);
             if let Err(error) = space.host.populate(range, access) {
                 return match error {
+                    HostError::Trapped => {
+                        touch(space, seat, range);
+                        Moved::retry(Retry::Changing)
+                    }
                     HostError::NoMapping | HostError::Changing => Moved::retry(Retry::Changing),
                     HostError::OutOfMemory | HostError::MappingLimit => {
                         Moved::failed(FaultCause::OutOfMemory)

@@ -1,4 +1,4 @@
-//! The path of a fault: intake, lookup, classify, decide, migrate or link, map, wake. [`serve`] is the one executor:
+//! The path of a fault: intake, lookup, classify, decide, migrate or link, map, wake. [`serve()`] is the one executor:
 //! the service's threads, the simulator and the models call it; there is no second copy of this logic.
 //!
 //! | file | step |
@@ -17,7 +17,8 @@
 //!
 //! # Who runs what
 //! Workers run `serve`, each with a seat of its own; any number at once, blocks are independent. The reader runs
-//! `cpu`, `invalidate`, `remap` and `fork`; it never enters the gate, it closes it.
+//! `cpu`, `invalidate`, `remap` and `fork`; it never enters the gate, it closes it. A thread of the application that
+//! serves its own fault (in a handler of SIGBUS) runs `cpu` with a seat of its own, inside the gate ([`serve_in_place`]).
 //!
 //! # Rules
 //! 1. The reader reads and applies events with the gate closed and the devices quiesced, in the order read, and
@@ -40,7 +41,7 @@ mod serve;
 mod userptr;
 
 pub use classify::{Classified, classify};
-pub use cpu::{CpuFault, CpuServed, serve_cpu};
+pub use cpu::{CpuFault, CpuServed, serve_cpu, serve_in_place};
 pub use fork::fill_child;
 pub use intake::{BlockFault, group};
 pub use invalidate::{forget_contents, invalidate};

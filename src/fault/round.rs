@@ -89,7 +89,7 @@ fn serve_waiting<H: Host>(space: &Space<'_, H>, clock: &dyn Clock, reader: &mut 
             CpuServed::Woken => {
                 space.probe.time(Timing::CpuFault, clock.now_ns().saturating_sub(fault.since_ns));
             }
-            CpuServed::Queued => {}
+            CpuServed::Queued(_) => {}
             CpuServed::Again => {
                 reader.waiting[kept] = fault;
                 kept += 1;

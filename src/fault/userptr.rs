@@ -5,6 +5,7 @@
 
 use thiserror::Error;
 
+use super::cpu::touch;
 use super::{Climb, Ladder};
 use crate::granule::{Sequence, UserptrNo, UserptrSpec};
 use crate::migrate::{Retry, Space, drop_userptr_pages, follow, to_ram};
@@ -125,6 +126,10 @@ fn prepare<H: Host>(
     let part = vma.range.intersection(rest);
     match space.host.populate(part, spec.access) {
         Ok(()) => {}
+        Err(HostError::Trapped) => {
+            touch(space, seat, part);
+            return Err(Stopped::Again(Retry::Changing));
+        }
         Err(HostError::NoMapping | HostError::Changing) => return Err(Stopped::Again(Retry::Changing)),
         Err(HostError::OutOfMemory | HostError::MappingLimit) => return Err(failed(FaultCause::OutOfMemory)),
         Err(_) => return Err(failed(FaultCause::NoAccess)),

@@ -10,6 +10,7 @@
 //! # Roles
 //! * *Reader*: the one thread per space that reads events and serves CPU faults.
 //! * *Worker*: a thread that serves device faults, prefetches and evictions; it owns a [`units::Seat`].
+//! * *Own server*: a thread of the application that serves its own CPU fault in a signal handler; it borrows a seat.
 //! * *Engine*: a thread of the device; it sees none of this.
 //!
 //! # The bits of a page, and who may change them
@@ -37,7 +38,7 @@
 //! 5. A commit is valid only if the block's sequence is what it was when the fault looked at the mapping.
 //!
 //! # Lost races
-//! * Commit against invalidation: the sequence has moved; the fault undoes and is served again ([`sequence`]).
+//! * Commit against invalidation: the sequence has moved; the fault undoes and is served again (`sequence`).
 //! * Two workers on one block: the second parks until the first one's transit ends.
 //! * CPU fault on a page in transit: queued by a flag on the block; whoever ends the transit wakes the block.
 //!

@@ -9,7 +9,7 @@
 
 use crate::sync::{AtomicU64, LockedU32, Ordering, Rule, holds};
 
-/// A sampled value. Compare it only through [`SequenceWord::is_unchanged`].
+/// A sampled value. Compare it only through `is_unchanged` of its owner.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sequence(u64);
 

@@ -156,7 +156,7 @@ fn slot_wish(granularity: Granularity, pages: &PageMask) -> SlotKind {
 
 fn refused_by_host(error: HostError) -> Stopped {
     match error {
-        HostError::Changing | HostError::NoMapping => Stopped::Retry(Retry::Changing),
+        HostError::Changing | HostError::NoMapping | HostError::Trapped => Stopped::Retry(Retry::Changing),
         HostError::OutOfMemory | HostError::MappingLimit => Stopped::Failed(FaultCause::OutOfMemory),
         HostError::NotSupported => Stopped::Failed(FaultCause::NoEvents),
         HostError::Gone => Stopped::Failed(FaultCause::ShuttingDown),

@@ -26,7 +26,8 @@ pub fn to_ram<H: Host>(
     index: BlockIndex,
     wanted: &PageMask,
 ) -> Result<usize, Retry> {
-    let staging = space.host.staging(&PageMask::EMPTY).ok_or(Retry::NoStaging)?;
+    let number = space.tables.record(index).number();
+    let staging = space.host.staging_for(number, wanted).ok_or(Retry::NoStaging)?;
     let moved = move_through(space, seat, index, wanted, staging);
     space.host.staging_done(staging);
     moved

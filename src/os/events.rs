@@ -17,7 +17,7 @@ use linux_raw_sys::general as raw;
 use super::abi::Message;
 use super::host::LinuxHost;
 use super::take::TakeWay;
-use super::userfaultfd::{ChildFd, copy_to_child, discard_messages};
+use super::userfaultfd::{ChildFd, Userfaultfd, copy_to_child, discard_messages};
 use super::walk::{Step, walk};
 use crate::ports::{Host, HostEvent, WORDS_PER_PAGE, Word};
 use crate::units::{Access, PAGE_BYTES, VirtAddr, VirtRange};
@@ -75,12 +75,15 @@ impl LinuxHost {
     /// interrupt. Reads nothing and acknowledges nothing.
     pub fn wait(&self) -> Readiness {
         let poll = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut fds = [poll(self.uffd.as_fd().as_raw_fd()), poll(self.signal.0.as_raw_fd())];
+        // A negative descriptor is passed over.
+        let sigbus = self.sigbus.as_ref().map_or(-1, |uffd| uffd.as_fd().as_raw_fd());
+        let main = self.uffd.as_fd().as_raw_fd();
+        let mut fds = [poll(main), poll(self.signal.0.as_raw_fd()), poll(sigbus)];
         loop {
             let looked = self.settling.load(Ordering::Relaxed) as usize;
             let limit_ms = SETTLE_AFTER_MS.get(looked).copied().unwrap_or(-1);
-            // SAFETY: two entries of this stack.
-            let ready = unsafe { libc::poll(fds.as_mut_ptr(), 2, limit_ms) };
+            // SAFETY: three entries of this stack.
+            let ready = unsafe { libc::poll(fds.as_mut_ptr(), 3, limit_ms) };
             if ready > 0 {
                 break;
             }
@@ -93,7 +96,7 @@ impl LinuxHost {
         if interrupted {
             self.signal.consume();
         }
-        Readiness { messages: fds[0].revents & libc::POLLIN != 0, interrupted }
+        Readiness { messages: (fds[0].revents | fds[2].revents) & libc::POLLIN != 0, interrupted }
     }
 
     /// Makes one [`LinuxHost::wait`] (the current or the next) return.
@@ -104,12 +107,20 @@ impl LinuxHost {
     /// Events of the service's own discards are left out; the tables are up to date with what is returned.
     pub(super) fn read_messages(&self, out: &mut [HostEvent]) -> usize {
         let most = if self.way == TakeWay::WriteProtect { 1 } else { BATCH };
+        let mut filled = self.read_from(&self.uffd, most, out);
+        if let Some(sigbus) = &self.sigbus {
+            filled += self.read_from(sigbus, most, &mut out[filled..]);
+        }
+        filled
+    }
+
+    fn read_from(&self, uffd: &Userfaultfd, most: usize, out: &mut [HostEvent]) -> usize {
         let mut filled = 0;
         while filled < out.len() {
             let mut messages = [Message::default(); BATCH];
             let asked = most.min(out.len() - filled);
             self.drops.forget_left();
-            let got = self.uffd.read(&mut messages[..asked]);
+            let got = uffd.read(&mut messages[..asked]);
             for message in &messages[..got] {
                 if let Some(event) = self.translate(message) {
                     out[filled] = event;

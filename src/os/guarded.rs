@@ -42,7 +42,8 @@ mod signals;
 mod tests;
 
 pub use signals::{
-    InstallError, admit_this_thread, default_interrupt_signal, install, install_with, interrupt,
+    BusServer, InstallError, admit_this_thread, default_interrupt_signal, install, install_with, interrupt,
+    set_bus_server,
 };
 
 /// Why an access was not made.

@@ -24,11 +24,12 @@ use super::pagemap::Pagemap;
 use super::park::FutexPark;
 use super::private::{PrivateArc, PrivateError, Slab};
 use super::staging::{Staging, StagingError};
-use super::tables::Tables;
+use super::tables::{Held, Tables};
 use super::take::TakeWay;
 use super::userfaultfd::{Features, Mode, Role, Userfaultfd, UserfaultfdError};
 use super::vma::Vmas;
 use super::walk::{Step, walk};
+use super::whole::WholeBlocks;
 use crate::ports::{
     FollowCount, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, WORDS_PER_PAGE, Word,
 };
@@ -91,12 +92,16 @@ impl From<StagingError> for OpenError {
 pub struct LinuxHost {
     pub(super) window: VirtRange,
     pub(super) uffd: Userfaultfd,
+    /// For ranges that asked for SIGBUS; `None` where the kernel has no such thing.
+    pub(super) sigbus: Option<Userfaultfd>,
     pub(super) staging: Staging,
     pub(super) tables: Tables,
     pub(super) drops: Drops,
     pub(super) pagemap: Pagemap,
     pub(super) way: TakeWay,
     pub(super) signal: Signal,
+    /// Blocks that left the CPU as huge pages.
+    pub(super) whole: WholeBlocks,
     /// The descriptors of children after fork, plus one; 0 is free.
     pub(super) children: Slab<AtomicI32>,
     /// How often `wait` has looked for pages being removed since the last such event.
@@ -134,9 +139,11 @@ impl LinuxHost {
             pagemap: Pagemap::open()?,
             way,
             signal: Signal::open()?,
+            whole: WholeBlocks::new()?,
             children: Slab::new(CHILDREN)?,
             settling: AtomicU32::new(u32::MAX),
             vmas: Vmas::open()?,
+            sigbus: Userfaultfd::open(Role::Sigbus, options.user_mode_only).ok(),
             uffd,
         };
         Ok(PrivateArc::new(host)?)
@@ -177,12 +184,12 @@ impl LinuxHost {
     pub fn release(&self) {
         let held = self.tables.lock();
         for index in 0..held.mirrored.len() {
-            // Refused where another mapping stands now; closing the descriptor ends the rest.
-            let _ = self.uffd.unregister(held.mirrored.get(index));
+            self.unregister(&held, held.mirrored.get(index));
         }
         held.mirrored.clear();
         held.armed.clear();
         held.removing.clear();
+        held.sigbus.clear();
     }
 
     /// The mode of armed ranges. Protecting needs its bit, and a mode with both bits cannot be left again.
@@ -243,7 +250,7 @@ impl Host for LinuxHost {
             rest = VirtRange::between(gap.end(), range.end());
             // SAFETY: nothing is trapped until pages are protected or the range is armed; the caller of `open`
             // vouches that faults are served then.
-            let registered = unsafe { self.follow(gap, Mode::WriteProtect) };
+            let registered = unsafe { self.follow(&held, gap, Mode::WriteProtect) };
             held.followed();
             was = Mirrored::FromNow;
             // A part may have been unmapped since the range was looked up, without an event: nothing is followed
@@ -278,7 +285,7 @@ impl Host for LinuxHost {
                 return Err(HostError::MappingLimit);
             }
             // SAFETY: the caller of `open` vouches that faults are served.
-            unsafe { self.follow(gap, self.armed_mode()) }?;
+            unsafe { self.follow(&held, gap, self.armed_mode()) }?;
             held.armed.insert(gap).map_err(|_| HostError::MappingLimit)?;
         }
         Ok(())
@@ -293,11 +300,11 @@ impl Host for LinuxHost {
         while let Some(part) = held.armed.first_in(rest) {
             rest = VirtRange::between(part.end(), rest.end());
             // SAFETY: in this mode nothing is trapped.
-            let disarmed = unsafe { self.uffd.register(part, Mode::WriteProtect) }.is_ok();
+            let disarmed = unsafe { self.register(&held, part, Mode::WriteProtect) }.is_ok();
             if disarmed && held.armed.remove(part).is_err() {
                 // No room to note it: keep the table true.
                 // SAFETY: the caller of `open` vouches that faults are served.
-                let _ = unsafe { self.uffd.register(part, Mode::Missing) };
+                let _ = unsafe { self.register(&held, part, Mode::Missing) };
             }
         }
     }
@@ -318,6 +325,7 @@ impl Host for LinuxHost {
                 libc::EINVAL | libc::EACCES => HostError::NotPermitted,
                 libc::ENOMEM if !self.vmas.is_mapped(range) => HostError::NoMapping,
                 libc::ENOMEM => HostError::OutOfMemory,
+                libc::EFAULT if self.tables.lock().sigbus.first_in(range).is_some() => HostError::Trapped,
                 libc::EFAULT => HostError::NoMapping,
                 _ => HostError::NotSupported,
             });
@@ -343,14 +351,19 @@ impl Host for LinuxHost {
 
     fn give_words(&self, at: VirtAddr, words: &[Word]) -> (u64, Result<(), HostError>) {
         let range = VirtRange::of_pages(at, (words.len() / WORDS_PER_PAGE) as u64);
+        self.whole.set(BlockNo::of(at), false);
         self.fill(range, |part| {
             let from = (part.start().bytes_since(at) / PAGE_BYTES) as usize * WORDS_PER_PAGE;
-            self.uffd.copy(part.start(), &words[from..][..part.pages() as usize * WORDS_PER_PAGE])
+            let (uffd, pages) = self.uffd_for(part.start(), part.pages());
+            uffd.copy(part.start(), &words[from..][..pages as usize * WORDS_PER_PAGE])
         })
     }
 
     fn fill_zero(&self, range: VirtRange) -> (u64, Result<(), HostError>) {
-        self.fill(range, |part| self.uffd.fill_zero(part))
+        self.fill(range, |part| {
+            let (uffd, pages) = self.uffd_for(part.start(), part.pages());
+            uffd.fill_zero(VirtRange::of_pages(part.start(), pages))
+        })
     }
 
     fn wake(&self, range: VirtRange) {
@@ -359,6 +372,13 @@ impl Host for LinuxHost {
 
     fn staging(&self, empty: &PageMask) -> Option<StagingId> {
         self.staging.claim(empty)
+    }
+
+    fn staging_for(&self, block: BlockNo, pages: &PageMask) -> Option<StagingId> {
+        if pages.is_full() && self.whole.contains(block) {
+            return self.staging.claim_whole();
+        }
+        self.staging.claim(&PageMask::EMPTY)
     }
 
     fn staging_words(&self, staging: StagingId) -> &[Word] {
@@ -397,9 +417,9 @@ impl LinuxHost {
     ///
     /// # Safety
     /// As [`Userfaultfd::register`].
-    unsafe fn follow(&self, range: VirtRange, mode: Mode) -> Result<(), HostError> {
+    unsafe fn follow(&self, held: &Held<'_>, range: VirtRange, mode: Mode) -> Result<(), HostError> {
         // SAFETY: the caller's promise.
-        let register = || unsafe { self.uffd.register(range, mode) };
+        let register = || unsafe { self.register(held, range, mode) };
         register().or_else(|_| register()).map_err(|errno| match errno.0 {
             // These run out of mappings before they run out of memory.
             libc::ENOMEM => HostError::MappingLimit,

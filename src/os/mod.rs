@@ -16,7 +16,9 @@
 //! | `range_set`, `tables` | what is mirrored, armed, being removed |
 //! | `robust_lists` | where threads have their stacks |
 //! | `vma`, `maps_text`, `pagemap` | which mapping holds an address; which pages the CPU has |
+//! | `fault_mode`, `fault_stacks` | which of two userfaultfds has a range; stacks for threads that serve themselves |
 //! | `staging`, `take`, `drops` | slots, pages on their way through them, discards of our own |
+//! | `whole` | blocks that left as huge pages |
 //! | `events` | what the kernel tells, and children after fork |
 //! | `host` | [`LinuxHost`], which is all of these behind [`Host`](crate::ports::Host) |
 
@@ -24,6 +26,8 @@ mod abi;
 pub mod clock;
 mod drops;
 mod events;
+mod fault_mode;
+pub mod fault_stacks;
 pub mod guarded;
 mod host;
 mod maps_text;
@@ -39,9 +43,11 @@ pub mod thread;
 mod userfaultfd;
 mod vma;
 mod walk;
+mod whole;
 
 pub use clock::MonotonicClock;
 pub use events::Readiness;
+pub use fault_mode::{FaultMode, FaultModeRefused};
 pub use host::{HostOptions, LinuxHost, OpenError};
 pub use pagemap::Pagemap;
 pub use park::FutexPark;

@@ -50,6 +50,16 @@ impl Pagemap {
         Ok(present)
     }
 
+    /// Whether the CPU's mapping holds a block as one huge page, as far as the kernel tells (6.7); else `false`.
+    pub fn is_huge(&self, block: BlockNo) -> bool {
+        if self.no_scan.load(Ordering::Relaxed) {
+            return false;
+        }
+        let (whole, mut huge) = (block.range(), false);
+        let seen = self.scan(whole, u64::from(raw::PAGE_IS_HUGE), &mut |part| huge |= part == whole);
+        seen.is_ok() && huge
+    }
+
     /// Whether the CPU's mapping holds no page of a range.
     ///
     /// # Errors
@@ -70,7 +80,7 @@ impl Pagemap {
         mut each: impl FnMut(VirtRange),
     ) -> Result<(), HostError> {
         if !self.no_scan.load(Ordering::Relaxed) {
-            match self.scan(range, &mut each) {
+            match self.scan(range, u64::from(raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED), &mut each) {
                 Err(Errno(libc::ENOTTY | libc::EINVAL)) => self.no_scan.store(true, Ordering::Relaxed),
                 done => return done.map_err(HostError::from),
             }
@@ -78,12 +88,12 @@ impl Pagemap {
         self.read(range, &mut each).map_err(HostError::from)
     }
 
-    fn scan(&self, range: VirtRange, each: &mut impl FnMut(VirtRange)) -> Result<(), Errno> {
+    /// Runs of pages that have any of the kernel's `categories`.
+    fn scan(&self, range: VirtRange, categories: u64, each: &mut impl FnMut(VirtRange)) -> Result<(), Errno> {
         const REGIONS: usize = 64;
         let mut from = range.start().0;
         while from < range.end().0 {
             let mut found = [abi::page_region { start: 0, end: 0, categories: 0 }; REGIONS];
-            let there = u64::from(raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED);
             let mut arg = abi::pm_scan_arg {
                 size: size_of::<abi::pm_scan_arg>() as u64,
                 flags: 0,
@@ -95,7 +105,7 @@ impl Pagemap {
                 max_pages: 0,
                 category_inverted: 0,
                 category_mask: 0,
-                category_anyof_mask: there,
+                category_anyof_mask: categories,
                 // The categories of a region are not asked for, so that differing neighbours are one region.
                 return_mask: 0,
             };

@@ -11,8 +11,13 @@
 //!    wrote it without giving it to anybody: a move into it is refused by the kernel, and then it is discarded.
 //! 3. Pages that were taken from the application stay in their slot when it is given back, up to a limit: the pool.
 //!    On the way home a page then needs neither to be allocated nor cleared, and throwing the pages of a 2 MiB slot
-//!    away costs as much as copying them. Free slots hang in three lists, by how many pages they have.
-//! 4. A slot belongs to one holder from `claim` to `release`; only he touches its masks.
+//!    away costs as much as copying them. Free slots hang in lists, by what they have.
+//! 4. `shape` of a slot says what stands behind it: no page table, pages of 4 KiB, or one huge page. The kernel moves
+//!    a huge page as a whole only to where no page table is; only a discard in place gives a page table back, so for
+//!    that a slot leaves its userfaultfd for a moment. It is a hint: if the kernel had no huge page, or split it, that
+//!    costs time.
+//! 5. The last slots are the large ones: only there a touch gets a huge page from the kernel.
+//! 6. A slot belongs to one holder from `claim` to `release`; only he touches its masks.
 #![allow(unsafe_code, reason = "discards pages of staging memory")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -24,7 +29,9 @@ use super::userfaultfd::{Mode, Role, Userfaultfd, UserfaultfdError};
 use super::walk::{Step, walk};
 use crate::ports::{StagingId, Word};
 use crate::sync::WordLock;
-use crate::units::{BLOCK_BYTES, BlockNo, MASK_WORDS, PAGE_BYTES, PAGES_PER_BLOCK, PageMask, VirtAddr};
+use crate::units::{
+    BLOCK_BYTES, BlockNo, MASK_WORDS, PAGE_BYTES, PAGES_PER_BLOCK, PageMask, VirtAddr, VirtRange,
+};
 
 /// A page mask behind a shared reference; who may touch it when is the owner's rule.
 pub(super) struct MaskCell([AtomicU64; MASK_WORDS]);
@@ -38,8 +45,22 @@ impl MaskCell {
     }
 }
 
+/// What stands behind a slot (zero is a fresh one).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+enum Shape {
+    /// Nothing, and no page table.
+    Bare = 0,
+    /// A page table, with or without pages.
+    Small = 1,
+    /// One huge page.
+    Whole = 2,
+}
+
 struct Slot {
     held: AtomicU32,
+    /// A [`Shape`].
+    shape: AtomicU32,
     /// Block number whose `protected` pages wait to be dropped.
     block: AtomicU32,
     maybe: MaskCell,
@@ -50,6 +71,22 @@ struct Slot {
 }
 // SAFETY: atomics only: zero is a free slot without pages.
 unsafe impl ZeroValid for Slot {}
+
+impl Slot {
+    fn shape(&self) -> Shape {
+        match self.shape.load(Ordering::Relaxed) {
+            0 => Shape::Bare,
+            1 => Shape::Small,
+            _ => Shape::Whole,
+        }
+    }
+    fn set_shape(&self, shape: Shape) {
+        self.shape.store(shape as u32, Ordering::Relaxed);
+    }
+}
+
+/// Large slots: as many blocks as may come home at once as huge pages that the pool does not have.
+const LARGE: usize = 16;
 
 /// Slots with some pages that `claim` looks at: pages of neighbouring units pass through one slot after the other.
 const CANDIDATES: usize = 8;
@@ -64,11 +101,20 @@ enum List {
     Partial,
     /// Every page.
     Full,
+    /// Every page, as one huge page.
+    Whole,
+    /// No page, and no page table.
+    Bare,
+    /// No page, and a touch gets a huge one.
+    Large,
 }
 
 impl List {
-    fn of(maybe: &PageMask) -> Self {
+    fn of(maybe: &PageMask, shape: Shape, is_large: bool) -> Self {
         match maybe.count() {
+            _ if shape == Shape::Whole => List::Whole,
+            0 if is_large => List::Large,
+            0 if shape == Shape::Bare => List::Bare,
             0 => List::Empty,
             PAGES_PER_BLOCK => List::Full,
             _ => List::Partial,
@@ -91,7 +137,9 @@ pub(super) struct Staging {
     /// Guards `held` and `next` of all slots, and what follows.
     lock: WordLock,
     /// First free slot of each list, plus one.
-    heads: [AtomicU32; 3],
+    heads: [AtomicU32; 6],
+    /// The index of the first large slot.
+    large: usize,
     /// Pages in free slots.
     pooled_pages: AtomicU64,
     pool_limit_pages: u64,
@@ -114,6 +162,7 @@ impl Staging {
             slots: Slab::new(slots)?,
             lock: WordLock::new(),
             heads: Default::default(),
+            large: slots - (slots / 4).min(LARGE),
             pooled_pages: AtomicU64::new(0),
             pool_limit_pages: pool_bytes / PAGE_BYTES,
         };
@@ -128,8 +177,14 @@ impl Staging {
             }
             staging.moving = Some((main, trash));
         }
+        let (at, count) = (staging.memory.base() + staging.large as u64 * BLOCK_BYTES, slots - staging.large);
+        // SAFETY: memory of our own, in which nothing stands yet. A kernel without huge pages refuses: then touches
+        // get small ones.
+        unsafe { libc::madvise(at.0 as *mut _, count * BLOCK_BYTES as usize, libc::MADV_HUGEPAGE) };
         // Slot 0 ends up first.
-        (0..slots).rev().for_each(|index| staging.push(index, List::Empty));
+        (0..slots).rev().for_each(|index| {
+            staging.push(index, List::of(&PageMask::EMPTY, Shape::Bare, index >= staging.large));
+        });
         Ok(staging)
     }
 
@@ -162,25 +217,86 @@ impl Staging {
     /// A free slot whose pages are absent at `empty`: one that has none there if there is one near by, else any, and
     /// the pages are thrown away. With nothing to be absent, one with as many pages to give away as possible.
     pub(super) fn claim(&self, empty: &PageMask) -> Option<StagingId> {
-        let index = {
-            let _guard = self.lock.lock(&FutexPark);
-            let first = |list: List| self.pop(list, 1, |_| true);
-            let index = if empty.is_empty() {
-                first(List::Full).or_else(|| first(List::Partial)).or_else(|| first(List::Empty))
+        let id = self.hold(|| {
+            let any = |lists: [List; 6]| lists.into_iter().find_map(|list| self.pop(list, 1, |_| true));
+            use List::{Bare, Empty, Full, Large, Partial, Whole};
+            if empty.is_empty() {
+                any([Full, Partial, Empty, Bare, Large, Whole])
+            } else if empty.is_full() {
+                any([Bare, Empty, Large, Partial, Whole, Full])
             } else {
-                self.pop(List::Partial, CANDIDATES, |slot| !slot.maybe.get().intersects(empty))
-                    .or_else(|| first(List::Empty))
-                    .or_else(|| first(List::Partial))
-                    .or_else(|| first(List::Full))
-            }?;
-            let slot = &self.slots[index];
-            slot.held.store(1, Ordering::Relaxed);
-            self.count_pooled(-(slot.maybe.get().count() as i64));
-            index
-        };
-        let id = StagingId(index as u32);
-        self.discard(id, &(self.slots[index].maybe.get() & *empty));
+                self.pop(Partial, CANDIDATES, |slot| !slot.maybe.get().intersects(empty))
+                    .or_else(|| any([Empty, Bare, Large, Partial, Full, Whole]))
+            }
+        })?;
+        let slot = self.slot(id);
+        match slot.shape() {
+            Shape::Whole => self.make_bare(id),
+            _ => self.discard(id, &(slot.maybe.get() & *empty)),
+        }
+        if !empty.is_full() {
+            // Its holder will touch it.
+            slot.set_shape(Shape::Small);
+        }
         Some(id)
+    }
+
+    /// A free slot to which a whole block is about to be copied: one with a huge page if there is one, else a bare
+    /// large one, in which the first touch gets one, else any.
+    pub(super) fn claim_whole(&self) -> Option<StagingId> {
+        let Some(id) = self.hold(|| {
+            let first = |list: List| self.pop(list, 1, |_| true);
+            first(List::Whole).or_else(|| first(List::Large))
+        }) else {
+            return self.claim(&PageMask::EMPTY);
+        };
+        if self.slot(id).shape() != Shape::Whole {
+            self.make_bare(id);
+            self.holds_whole(id);
+        }
+        Some(id)
+    }
+
+    /// Holds the slot that `choose` takes out of a list.
+    fn hold(&self, choose: impl FnOnce() -> Option<usize>) -> Option<StagingId> {
+        let _guard = self.lock.lock(&FutexPark);
+        let index = choose()?;
+        let slot = &self.slots[index];
+        slot.held.store(1, Ordering::Relaxed);
+        self.count_pooled(-(slot.maybe.get().count() as i64));
+        Some(StagingId(index as u32))
+    }
+
+    /// Throws everything in the slot away, and its page table.
+    pub(super) fn make_bare(&self, id: StagingId) {
+        let slot = self.slot(id);
+        if slot.shape() == Shape::Bare {
+            return;
+        }
+        slot.set_shape(Shape::Small);
+        let whole = VirtRange::of_pages(self.address(id, 0), PAGES_PER_BLOCK as u64);
+        let main = self.moving.as_ref().map(|(main, _)| main);
+        if main.is_some_and(|main| main.unregister(whole).is_err()) {
+            // The limit on mappings: the page table stays.
+            return self.discard(id, &PageMask::FULL);
+        }
+        // SAFETY: memory of a slot that the caller holds and throws away; off its userfaultfd it gives no event.
+        let rc =
+            unsafe { libc::madvise(whole.start().0 as *mut _, whole.bytes() as usize, libc::MADV_DONTNEED) };
+        debug_assert_eq!(rc, 0, "staging memory is ordinary private memory");
+        if let Some(main) = main {
+            // SAFETY: nothing is ever protected in this range, so nothing is trapped.
+            let back = unsafe { main.register(whole, Mode::WriteProtect) };
+            // A slot that is not registered refuses what is taken: such pages are linked.
+            debug_assert_eq!(back, Ok(()), "joining its neighbours needs no mapping");
+        }
+        slot.maybe.set(PageMask::EMPTY);
+        slot.set_shape(Shape::Bare);
+    }
+
+    /// Notes that the slot holds one huge page, or will at the next touch.
+    pub(super) fn holds_whole(&self, id: StagingId) {
+        self.slot(id).set_shape(Shape::Whole);
     }
 
     pub(super) fn release(&self, id: StagingId) {
@@ -188,14 +304,21 @@ impl Staging {
         debug_assert!(slot.protected.get().is_empty(), "a take was not ended by drop_taken or give");
         let pages = slot.maybe.get();
         // Read without the lock: several who release at once may pass the limit by a slot each.
-        if self.pooled_pages.load(Ordering::Relaxed) + pages.count() as u64 > self.pool_limit_pages {
+        let is_over =
+            self.pooled_pages.load(Ordering::Relaxed) + pages.count() as u64 > self.pool_limit_pages;
+        if slot.shape() == Shape::Whole {
+            // If it is not full, what was copied to it was not given.
+            if is_over || !pages.is_full() {
+                self.make_bare(id);
+            }
+        } else if is_over {
             self.discard(id, &pages);
         }
         let _guard = self.lock.lock(&FutexPark);
-        let pages = slot.maybe.get();
+        let (pages, index) = (slot.maybe.get(), id.0 as usize);
         slot.held.store(0, Ordering::Relaxed);
         self.count_pooled(pages.count() as i64);
-        self.push(id.0 as usize, List::of(&pages));
+        self.push(index, List::of(&pages, slot.shape(), index >= self.large));
     }
 
     /// Under the lock.
@@ -221,14 +344,20 @@ impl Staging {
 
     /// Notes that pages of the slot may be there from now on.
     pub(super) fn filled(&self, id: StagingId, pages: &PageMask) {
-        let maybe = &self.slot(id).maybe;
-        maybe.set(maybe.get() | *pages);
+        let slot = self.slot(id);
+        slot.maybe.set(slot.maybe.get() | *pages);
+        if slot.shape() == Shape::Bare {
+            slot.set_shape(Shape::Small);
+        }
     }
 
     /// Notes that pages of the slot were moved out.
     pub(super) fn emptied(&self, id: StagingId, pages: &PageMask) {
-        let maybe = &self.slot(id).maybe;
-        maybe.set(maybe.get() - *pages);
+        let slot = self.slot(id);
+        slot.maybe.set(slot.maybe.get() - *pages);
+        if slot.shape() == Shape::Whole && !pages.is_empty() {
+            slot.set_shape(if pages.is_full() { Shape::Bare } else { Shape::Small });
+        }
     }
 
     /// Throws pages of the slot away. A page that something has pinned stays.

@@ -1,10 +1,11 @@
-//! What is followed, armed and being removed: three sets of ranges under one lock, in private memory.
+//! What is followed, armed and being removed: four sets of ranges under one lock, in private memory.
 //!
 //! | set | a page in it |
 //! |---|---|
 //! | mirrored | is registered; its mapping's changes arrive as events |
 //! | armed | is registered for touches of absent pages as well; a subset of mirrored |
 //! | removing | belongs to a `madvise` whose event was read and whose discard may be still to come; not to be taken until seen absent |
+//! | sigbus | asked for faults as SIGBUS: if it is registered, then with the second userfaultfd |
 //!
 //! Registration happens under the lock, since registering a part that somebody has just armed would disarm it.
 
@@ -20,12 +21,14 @@ use crate::units::{VirtAddr, VirtRange};
 const MIRRORED: usize = 81_920;
 const FOR_CUTS: usize = 16_384;
 const REMOVING: usize = 4_096;
+const SIGBUS: usize = 4_096;
 
 pub(super) struct Tables {
     lock: WordLock,
     mirrored: RangeSet,
     armed: RangeSet,
     removing: RangeSet,
+    sigbus: RangeSet,
     /// How often `mirrored` grew; changed under the lock.
     follows: AtomicU64,
 }
@@ -35,6 +38,7 @@ pub(super) struct Held<'a> {
     pub(super) mirrored: &'a RangeSet,
     pub(super) armed: &'a RangeSet,
     pub(super) removing: &'a RangeSet,
+    pub(super) sigbus: &'a RangeSet,
     follows: &'a AtomicU64,
     _guard: WordGuard<'a>,
 }
@@ -46,8 +50,14 @@ impl Tables {
             mirrored: RangeSet::new(MIRRORED)?,
             armed: RangeSet::new(MIRRORED)?,
             removing: RangeSet::new(REMOVING)?,
+            sigbus: RangeSet::new(SIGBUS)?,
             follows: AtomicU64::new(0),
         })
+    }
+
+    /// Whether any range asked for SIGBUS: without the lock.
+    pub(super) fn any_sigbus(&self) -> bool {
+        self.sigbus.len() != 0
     }
 
     pub(super) fn lock(&self) -> Held<'_> {
@@ -56,6 +66,7 @@ impl Tables {
             mirrored: &self.mirrored,
             armed: &self.armed,
             removing: &self.removing,
+            sigbus: &self.sigbus,
             follows: &self.follows,
         }
     }
@@ -84,14 +95,15 @@ impl Held<'_> {
             let cut = set.remove(range);
             debug_assert_eq!(cut, Ok(()), "room is kept back for cuts");
         }
-        // What cannot be cut stays: a page that is refused without need.
+        // What cannot be cut stays: a page that is refused, or SIGBUS for a mapping that did not ask for it.
         let _ = self.removing.remove(range);
+        let _ = self.sigbus.remove(range);
     }
 
     /// A mapping was moved; its registration moved with it. The old range is unmapped by an event of its own, or
     /// stays (MREMAP_DONTUNMAP).
     pub(super) fn remapped(&self, from: VirtRange, to: VirtAddr) {
-        for set in [self.mirrored, self.armed, self.removing] {
+        for set in [self.mirrored, self.armed, self.removing, self.sigbus] {
             set.for_each_in(from, |part| {
                 let at = to + part.start().bytes_since(from.start());
                 // Not entered for lack of room: looked at again, and registered again, at the next fault there.

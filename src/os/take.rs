@@ -10,8 +10,11 @@
 //!    discard its old contents are still there, and would come back from the dead.
 //! 2. A protected page that is present is never read by a plain load: it is copied by a call that reports a fault
 //!    instead of raising it.
-//! 3. Absent pages are taken as what they are, zeros: nothing is moved, and staging reads as zeros there.
-//! 4. Nothing is taken while a change is under way: a mapping that another thread has put in the place of one whose
+//! 3. A block that is one huge page is taken into a slot without a page table, and given back from a slot that holds
+//!    one: where either side has a page table, the kernel splits. (The application's side has none: it was taken away
+//!    whole, and a touch of an absent page in a mapping with huge pages is trapped before a table is made.)
+//! 4. Absent pages are taken as what they are, zeros: nothing is moved, and staging reads as zeros there.
+//! 5. Nothing is taken while a change is under way: a mapping that another thread has put in the place of one whose
 //!    event is not read yet is followed by nobody. The kernel answers EAGAIN then, under its locks, because both ways
 //!    act through the main userfaultfd (staging lies on it).
 #![allow(unsafe_code, reason = "moves and discards pages of the application")]
@@ -20,7 +23,7 @@ use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};
 use super::host::LinuxHost;
 use super::walk::{Step, walk};
 use crate::ports::{Host, HostError, StagingId, Take, WORDS_PER_PAGE};
-use crate::units::{BlockNo, PAGE_BYTES, PageIndex, PageMask, VirtAddr, VirtRange};
+use crate::units::{BlockNo, PAGE_BYTES, PAGES_PER_BLOCK, PageIndex, PageMask, VirtAddr, VirtRange};
 
 /// How pages leave the application's mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,6 +116,10 @@ impl LinuxHost {
         take: &mut Take,
     ) -> Result<(), HostError> {
         let mode = MOVE_MODE_ALLOW_SRC_HOLES | MOVE_MODE_DONTWAKE;
+        let whole = run.len() == PAGES_PER_BLOCK && self.pagemap.is_huge(block);
+        if whole {
+            self.staging.make_bare(staging);
+        }
         let (mut taken, mut refused, mut stopped) = (PageMask::EMPTY, PageMask::EMPTY, Ok(()));
         let mut discarded = None;
         walk(
@@ -143,6 +150,11 @@ impl LinuxHost {
             },
         );
         self.staging.filled(staging, &taken);
+        let whole = whole && taken.is_full();
+        if whole {
+            self.staging.holds_whole(staging);
+        }
+        self.whole.set(block, whole);
         take.taken |= taken;
         take.refused |= refused;
         stopped
@@ -241,6 +253,7 @@ impl LinuxHost {
                 return (given, result);
             }
         }
+        self.whole.set(block, false);
         let rest = *pages - given;
         self.staging.filled(staging, &rest);
         for run in rest.runs() {
@@ -270,8 +283,9 @@ impl LinuxHost {
                     return self.uffd.copy(at(page), &words[..count as usize * WORDS_PER_PAGE]);
                 }
                 let src = self.staging.address(staging, page as usize);
+                let (uffd, count) = self.uffd_for(at(page), count);
                 // SAFETY: the source is a slot that the caller holds and whose pages he gives away.
-                unsafe { self.uffd.move_pages(at(page), src, count * PAGE_BYTES, MOVE_MODE_ALLOW_SRC_HOLES) }
+                unsafe { uffd.move_pages(at(page), src, count * PAGE_BYTES, MOVE_MODE_ALLOW_SRC_HOLES) }
             },
             |done| moved |= run_of(done),
             |page, errno| {
@@ -279,7 +293,7 @@ impl LinuxHost {
                 if self.way == TakeWay::Move && matches!(errno.0, libc::EINVAL | libc::EBUSY | libc::ENOENT) {
                     let words =
                         &self.staging.words(staging)[page as usize * WORDS_PER_PAGE..][..WORDS_PER_PAGE];
-                    match self.uffd.copy(at(page), words) {
+                    match self.uffd_for(at(page), 1).0.copy(at(page), words) {
                         Outcome::Done(_) => {
                             copied.insert(PageIndex(page as u16));
                             return Step::Skip;

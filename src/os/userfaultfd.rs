@@ -115,6 +115,8 @@ impl fmt::Debug for Features {
 pub(crate) enum Role {
     /// Events of all kinds: for mirrored memory.
     Main,
+    /// As `Main`, but a trapped touch is SIGBUS for the thread that made it, and a child after fork is not followed.
+    Sigbus,
     /// No events: for memory of the service's own.
     Staging,
 }
@@ -151,12 +153,20 @@ impl Userfaultfd {
             return Err(UserfaultfdError::Lacks("events"));
         }
         let mut want = raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP | raw::UFFD_FEATURE_MOVE;
-        if role == Role::Main {
+        if role != Role::Staging {
             want |= raw::UFFD_FEATURE_EVENT_UNMAP
                 | raw::UFFD_FEATURE_EVENT_REMOVE
                 | raw::UFFD_FEATURE_EVENT_REMAP;
             want |= raw::UFFD_FEATURE_MISSING_SHMEM | raw::UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
             want |= raw::UFFD_FEATURE_EXACT_ADDRESS;
+        }
+        if role == Role::Sigbus {
+            if bits & u64::from(raw::UFFD_FEATURE_SIGBUS) == 0 {
+                return Err(UserfaultfdError::Lacks("faults as SIGBUS"));
+            }
+            want |= raw::UFFD_FEATURE_SIGBUS;
+        }
+        if role == Role::Main {
             let with_fork = (want | raw::UFFD_FEATURE_EVENT_FORK) as u64 & bits;
             let (fd, _) = open_fd(user_mode_only)?;
             if handshake(&fd, with_fork).is_ok() {

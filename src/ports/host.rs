@@ -56,8 +56,8 @@ pub trait Host: Sync {
     /// Makes pages present for `access`, as a touch by the CPU would. May wait for the reader of events.
     ///
     /// # Errors
-    /// [`HostError::NoMapping`], [`HostError::NotPermitted`], [`HostError::OutOfMemory`]; some pages may be
-    /// present then.
+    /// [`HostError::NoMapping`], [`HostError::NotPermitted`], [`HostError::OutOfMemory`], [`HostError::Trapped`];
+    /// some pages may be present then.
     fn populate(&self, range: VirtRange, access: Access) -> Result<(), HostError>;
 
     /// Takes `pages` of `block` out of the application into `staging`, each to its own position. A page that was
@@ -91,6 +91,13 @@ pub trait Host: Sync {
     /// A staging slot of 2 MiB in private memory, its pages absent at `empty` positions; `None` when all are in
     /// use (bounded: one per thread that serves, plus a few).
     fn staging(&self, empty: &PageMask) -> Option<StagingId>;
+
+    /// As `staging`, for pages of `block` that are about to be copied to the slot and given: a host that knows how to
+    /// bring them back as a huge page picks a slot for that.
+    fn staging_for(&self, block: BlockNo, pages: &PageMask) -> Option<StagingId> {
+        let _ = (block, pages);
+        self.staging(&PageMask::EMPTY)
+    }
 
     /// The memory of a staging slot: one block, positional.
     fn staging_words(&self, staging: StagingId) -> &[Word];
@@ -235,6 +242,9 @@ pub enum HostError {
     /// The process has as many mappings as it may have.
     #[error("the limit on mappings is reached; raise vm.max_map_count")]
     MappingLimit,
+    /// A page of it is trapped, and the kernel's own accesses cannot wait there.
+    #[error("a page there is trapped where a system call cannot wait; serve it as a touch, then try again")]
+    Trapped,
     /// The address space is gone (the process is exiting, or this is a child after fork).
     #[error("the address space is gone")]
     Gone,

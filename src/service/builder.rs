@@ -10,6 +10,7 @@ use super::request::Asker;
 use super::spaces::{self, Place};
 use super::{reader_thread, svm::Svm};
 use crate::granule::MAX_DEVICES;
+use crate::os::fault_stacks::FAULT_STACKS;
 use crate::os::private::{PrivateArc, PrivateError};
 use crate::os::thread::{self, ThreadError};
 use crate::os::{HostOptions, LinuxHost, OpenError, TakeWay};
@@ -174,7 +175,7 @@ impl SvmBuilder {
             window: self.window.unwrap_or(defaults.window),
             take_way: self.take_way,
             // One per thread that moves, and enough for everything on devices to come home at once.
-            staging_slots: 2 * (workers + ports.len()) + 2 + device_blocks as usize,
+            staging_slots: 2 * (workers + ports.len()) + FAULT_STACKS + 2 + device_blocks as usize,
             ..defaults
         };
         let place = spaces::claim(options.window).map_err(BuildError::WindowTaken)?;

@@ -4,6 +4,7 @@
 use crate::dma::{IovaError, IovaSpace, ReserveIova};
 use crate::granule::{Gate, Homecomings, Tables, Userptrs};
 use crate::migrate::{DeviceMemory, EvictionOrder, Space, SpaceDevice};
+use crate::os::fault_stacks::{FAULT_STACKS, FaultStacks};
 use crate::os::private::{PrivateArc, PrivateError};
 use crate::os::{FutexPark, LinuxHost, MonotonicClock};
 use crate::policy::Policy;
@@ -24,6 +25,9 @@ pub(crate) struct Core {
     pub(super) rounds: AtomicU32,
     /// How many threads wait for the end of a round.
     pub(super) stats_wait: AtomicU32,
+    /// On which threads serve their own faults, each with a seat from `first_fault_seat` on.
+    pub(super) fault_stacks: FaultStacks,
+    pub(super) first_fault_seat: u16,
     pub(super) clock: MonotonicClock,
     _devices: PrivateArc<[SpaceDevice<'static>]>,
     pub(super) memory: Memory,
@@ -88,7 +92,7 @@ fn private_slice(
 }
 
 impl Core {
-    /// `workers` seats for the pool, one per device thread besides.
+    /// `workers` seats for the pool, one per device thread besides, and one per stack for faults.
     pub(super) fn new(
         host: PrivateArc<LinuxHost>,
         ports: Vec<PrivateArc<dyn Device + Send>>,
@@ -97,7 +101,8 @@ impl Core {
         workers: usize,
     ) -> Result<Self, PrivateError> {
         let statistics = PrivateArc::new(Statistics::new())?;
-        let seats = workers + ports.len();
+        let first_fault_seat = workers + ports.len();
+        let seats = first_fault_seat + FAULT_STACKS;
         let memory = Memory::new(budgets_bytes, seats)?;
         let iova = ports
             .iter()
@@ -147,6 +152,8 @@ impl Core {
             stopping: AtomicU32::new(0),
             rounds: AtomicU32::new(0),
             stats_wait: AtomicU32::new(0),
+            fault_stacks: FaultStacks::new()?,
+            first_fault_seat: first_fault_seat as u16,
             clock: MonotonicClock,
             _devices: devices,
             memory,

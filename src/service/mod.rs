@@ -7,6 +7,8 @@
 //! | device, one per device | fetches faults, groups them, has them served, replays; requests of the program | faults of the device, workers |
 //! | workers, a pool | `fault::serve`, one block each | gate, block locks, transits |
 //!
+//! A thread of the application serves its own faults in ranges that ask for it ([`Svm::fault_mode`], `sigbus`).
+//!
 //! All have stacks in private memory. A program's thread never takes a lock of the state machine: what it asks for
 //! is done by a device thread while it waits, since its own stack may lie in memory that is away.
 //!
@@ -21,6 +23,7 @@ mod memory;
 mod reader_thread;
 mod region;
 mod request;
+mod sigbus;
 mod spaces;
 mod statistics;
 mod svm;
@@ -29,8 +32,10 @@ mod userptr;
 pub use builder::{BuildError, SvmBuilder};
 pub use region::{Region, RegionError};
 pub use request::RequestError;
+pub use sigbus::FaultModeError;
 pub use statistics::{Distribution, MemoryUse, Stats};
 pub use svm::Svm;
 pub use userptr::{Submission, Userptr, UserptrError, UserptrOptions, Valid};
 
+pub use crate::os::FaultMode;
 pub use crate::policy::Granularity;

@@ -13,6 +13,7 @@ use parking_lot::lock_api::RawMutex as _;
 use parking_lot::{Mutex, RawMutex};
 
 use super::request::{Ask, Asker};
+use super::sigbus;
 use crate::units::VirtRange;
 
 /// One space.
@@ -113,6 +114,7 @@ extern "C" fn in_parent() {
 extern "C" fn in_child() {
     // Nobody else lives in the child, so whoever held `SPACES` (nobody: they hold `FORKING`) does not.
     std::mem::take(&mut *SPACES.lock()).into_iter().for_each(std::mem::forget);
+    sigbus::forget_all();
     // SAFETY: locked by `before`, on the thread that the child consists of.
     unsafe { FORKING.unlock() };
 }

@@ -4,12 +4,13 @@ use super::builder::SvmBuilder;
 use super::core::Core;
 use super::region::{Region, RegionError};
 use super::request::{Ask, Asker, RequestError};
+use super::sigbus::{self, FaultModeError};
 use super::spaces::Place;
 use super::statistics::{MemoryUse, Stats};
 use super::userptr::{Userptr, UserptrError, UserptrOptions};
-use crate::os::FutexPark;
 use crate::os::private::PrivateArc;
 use crate::os::thread::ServiceThread;
+use crate::os::{FaultMode, FutexPark};
 use crate::ports::Host;
 use crate::sync::Ordering;
 use crate::units::{DeviceId, VirtAddr, VirtRange};
@@ -79,6 +80,20 @@ impl Svm {
     /// [`RegionError`]; nothing is left behind.
     pub fn alloc(&self, bytes: u64) -> Result<Region, RegionError> {
         Region::new(bytes)
+    }
+
+    /// Chooses who serves touches by the CPU of pages of `range` that are on a device: the service, while the thread
+    /// sleeps (the default), or the thread itself, which is faster; [`FaultMode`] says what that costs. The choice moves
+    /// with `mremap` and ends when the range is unmapped or this space is dropped.
+    ///
+    /// # Errors
+    /// [`FaultModeError`]; in particular once a device has touched the mapping.
+    pub fn fault_mode(&self, range: VirtRange, mode: FaultMode) -> Result<(), FaultModeError> {
+        self.check(range)?;
+        if mode == FaultMode::Sigbus {
+            sigbus::enter(&self.core)?;
+        }
+        Ok(self.core.host.set_fault_mode(range, mode)?)
     }
 
     /// Waits for the end of the round that the reader is in, so that a thread that was woken by it finds itself counted:
@@ -158,7 +173,11 @@ impl Drop for Svm {
         if let Some(reader) = self.reader.take() {
             join(reader);
         }
+        // Threads that wait for a round need not: there is none any more. (An even number: it is in none.)
+        self.core.rounds.fetch_add(4, Ordering::SeqCst);
+        self.core.space.park.unpark_all(&self.core.rounds);
         self.core.host.release();
+        sigbus::leave(&self.core);
     }
 }
 

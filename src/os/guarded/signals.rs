@@ -1,5 +1,7 @@
 //! The handlers behind the accessors: SIGSEGV, SIGBUS and the interrupt signal.
 //!
+//! A SIGBUS elsewhere is shown to the [`BusServer`], if there is one: it serves touches of pages that are away.
+//!
 //! A handler that finds the instruction pointer in front of a guarded access moves it to the fix-up. Everything
 //! else goes where it would have gone without us: to the handler that stood there before, with its own mask,
 //! or to the kernel's default. Handlers touch the signal frame and static data of this object only; they call
@@ -11,7 +13,7 @@
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, null, null_mut};
-use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 use std::sync::Mutex;
 
 use libc::{c_int, c_void, siginfo_t, ucontext_t};
@@ -54,6 +56,8 @@ static SEGV_SPENT: AtomicBool = AtomicBool::new(false);
 static BUS_SPENT: AtomicBool = AtomicBool::new(false);
 /// The interrupt signal; 0 until everything is installed.
 static INTERRUPT: AtomicI32 = AtomicI32::new(0);
+/// A [`BusServer`], or null.
+static BUS_SERVER: AtomicPtr<()> = AtomicPtr::new(null_mut());
 static INSTALLING: Mutex<()> = Mutex::new(());
 
 /// The interrupt signal that [`install`] uses: the fourth real-time signal from the top.
@@ -127,6 +131,45 @@ pub fn interrupt(tid: i32) {
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) };
 }
 
+/// Serves a touch of an address that raised SIGBUS in the calling thread; `true`: make it again. Called in the handler,
+/// with all signals blocked: touches static data and private memory only.
+pub type BusServer = fn(at: u64, write: bool) -> bool;
+
+/// Sets who is asked about each SIGBUS that is not a guarded access. One for the process, once and for all.
+pub fn set_bus_server(server: BusServer) {
+    BUS_SERVER.store(server as *mut (), Ordering::Release);
+}
+
+/// Asks the server. Keeps errno; blocks every signal (the frame's mask comes back when the handler returns) unless
+/// the answer is no.
+///
+/// # Safety
+/// As the arguments of a handler.
+unsafe fn serve_bus(info: *mut siginfo_t, context: *mut c_void) -> bool {
+    /// The processor's page-fault error code: the access was a write.
+    const WROTE: i64 = 2;
+    let server = BUS_SERVER.load(Ordering::Acquire);
+    if server.is_null() {
+        return false;
+    }
+    // SAFETY: `set_bus_server` stored a function of this type; the frame and the record are the kernel's; the sets
+    // live on this stack, and the mask is restored unless the frame does that.
+    unsafe {
+        let server: BusServer = core::mem::transmute(server);
+        let (at, code) = ((*info).si_addr() as u64, (*context.cast::<ucontext_t>()).uc_mcontext.gregs);
+        let errno = *libc::__errno_location();
+        let (mut all, mut before) = (MaybeUninit::<libc::sigset_t>::uninit(), MaybeUninit::uninit());
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), before.as_mut_ptr());
+        let served = server(at, code[libc::REG_ERR as usize] & WROTE != 0);
+        if !served {
+            libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), null_mut());
+        }
+        *libc::__errno_location() = errno;
+        served
+    }
+}
+
 fn query(signal: i32) -> Result<libc::sigaction, InstallError> {
     let mut now = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: asks only; `now` is valid for the write.
@@ -178,6 +221,9 @@ extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void
     unsafe {
         // A positive code says that the kernel found the fault in this very instruction.
         if (*info).si_code > 0 && fix_up(context, addr_of!(granule_guarded_vanished)) {
+            return;
+        }
+        if signal == libc::SIGBUS && (*info).si_code == libc::BUS_ADRERR && serve_bus(info, context) {
             return;
         }
         pass_on(signal, info, context);

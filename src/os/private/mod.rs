@@ -2,7 +2,7 @@
 //! child. Whoever serves CPU faults, holds a block lock or is inside the gate touches this memory and no other.
 //!
 //! # Roles
-//! * The [reservation](reservation) is one range of addresses for the whole process; every private mapping is
+//! * The reservation is one range of addresses for the whole process; every private mapping is
 //!   carved from it, so that [`contains`] is two compares.
 //! * [`Slab`] is a lazily filled array, [`PrivateArc`] one shared value, [`PrivateBytes`] raw memory (its own, or
 //!   a view of a memfd).

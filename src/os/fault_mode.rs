@@ -1,0 +1,134 @@
+//! Which of two userfaultfds a page is registered with: the one whose faults are read, or the one whose faults are
+//! SIGBUS in the thread that touched the page.
+//!
+//! # Rules
+//! 1. A mapping can be registered with one userfaultfd only, so a range chooses before it is followed.
+//! 2. A call that moves, copies or fills goes through the userfaultfd with which its destination is registered: only
+//!    that one answers EAGAIN while an event of that range waits to be read.
+//! 3. The choice moves with `mremap` and ends with `munmap`.
+#![allow(unsafe_code, reason = "registers memory")]
+
+use thiserror::Error;
+
+use super::abi::Errno;
+use super::host::LinuxHost;
+use super::tables::Held;
+use super::take::TakeWay;
+use super::userfaultfd::{Mode, Userfaultfd};
+use crate::units::{PAGE_BYTES, VirtAddr, VirtRange};
+
+/// Who serves a touch of a page that is on a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub enum FaultMode {
+    /// The service's reader, while the thread sleeps in the kernel. System calls into such a page work, too.
+    #[default]
+    Blocking,
+    /// The thread itself, in a handler of SIGBUS: no other thread has to wake up. **A system call into such a page
+    /// (`read`, `write`, a futex) fails with EFAULT**, a thread that blocks SIGBUS is killed, and a stack in such
+    /// memory needs an alternate signal stack elsewhere.
+    Sigbus,
+}
+
+/// Why a range cannot have a fault mode. Nothing is changed then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum FaultModeRefused {
+    /// A device has used the range, or a neighbour in its mapping.
+    #[error("the range is followed already; choose its fault mode before a device first touches its mapping")]
+    Followed,
+    /// No second userfaultfd, or pages are taken by protecting them.
+    #[error("faults as SIGBUS need UFFDIO_MOVE and UFFD_FEATURE_SIGBUS; use Linux 6.8 or newer")]
+    NotSupported,
+    /// Too many ranges.
+    #[error("too many ranges have a fault mode of their own; choose fewer and larger ones")]
+    TooMany,
+}
+
+impl LinuxHost {
+    /// Chooses the fault mode of a range.
+    ///
+    /// # Errors
+    /// [`FaultModeRefused`].
+    pub fn set_fault_mode(&self, range: VirtRange, mode: FaultMode) -> Result<(), FaultModeRefused> {
+        if mode == FaultMode::Sigbus && (self.sigbus.is_none() || self.way != TakeWay::Move) {
+            return Err(FaultModeRefused::NotSupported);
+        }
+        let held = self.tables.lock();
+        if held.mirrored.first_in(range).is_some() {
+            return Err(FaultModeRefused::Followed);
+        }
+        match mode {
+            FaultMode::Blocking => held.sigbus.remove(range),
+            FaultMode::Sigbus => held.sigbus.insert(range),
+        }
+        .map_err(|_| FaultModeRefused::TooMany)
+    }
+
+    /// Who serves a touch of the page at an address.
+    pub fn fault_mode(&self, at: VirtAddr) -> FaultMode {
+        let page = VirtRange::of_pages(at.page_floor(), 1);
+        if self.tables.any_sigbus() && self.tables.lock().sigbus.first_in(page).is_some() {
+            FaultMode::Sigbus
+        } else {
+            FaultMode::Blocking
+        }
+    }
+
+    /// The userfaultfd of the page at `at`, and how many of `pages` pages from there on share it.
+    pub(super) fn uffd_for(&self, at: VirtAddr, pages: u64) -> (&Userfaultfd, u64) {
+        let Some(sigbus) = self.sigbus.as_ref().filter(|_| self.tables.any_sigbus()) else {
+            return (&self.uffd, pages);
+        };
+        let held = self.tables.lock();
+        let (uffd, until) = part_from(&held, VirtRange::of_pages(at, pages), &self.uffd, sigbus);
+        (uffd, until.bytes_since(at) / PAGE_BYTES)
+    }
+
+    /// Registers a range with the userfaultfds of its parts.
+    ///
+    /// # Safety
+    /// As [`Userfaultfd::register`].
+    pub(super) unsafe fn register(&self, held: &Held<'_>, range: VirtRange, mode: Mode) -> Result<(), Errno> {
+        // SAFETY: the caller's promise.
+        self.each_part(held, range, |uffd, part| unsafe { uffd.register(part, mode) })
+    }
+
+    /// Ends every trap in the range and wakes who waits there.
+    pub(super) fn unregister(&self, held: &Held<'_>, range: VirtRange) {
+        // Refused where another mapping stands now; closing the descriptor ends the rest.
+        let _ = self.each_part(held, range, |uffd, part| {
+            let _ = uffd.unregister(part);
+            Ok(())
+        });
+    }
+
+    fn each_part(
+        &self,
+        held: &Held<'_>,
+        range: VirtRange,
+        mut act: impl FnMut(&Userfaultfd, VirtRange) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let Some(sigbus) = &self.sigbus else { return act(&self.uffd, range) };
+        let mut rest = range;
+        while !rest.is_empty() {
+            let (uffd, until) = part_from(held, rest, &self.uffd, sigbus);
+            act(uffd, VirtRange::between(rest.start(), until))?;
+            rest = VirtRange::between(until, rest.end());
+        }
+        Ok(())
+    }
+}
+
+/// Of two userfaultfds that of the start of `range`, and up to where it is.
+fn part_from<'a>(
+    held: &Held<'_>,
+    range: VirtRange,
+    blocking: &'a Userfaultfd,
+    sigbus: &'a Userfaultfd,
+) -> (&'a Userfaultfd, VirtAddr) {
+    match held.sigbus.first_in(range) {
+        Some(part) if part.start() == range.start() => (sigbus, part.end()),
+        Some(part) => (blocking, part.start()),
+        None => (blocking, range.end()),
+    }
+}
