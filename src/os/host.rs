@@ -318,7 +318,8 @@ impl Host for LinuxHost {
                 libc::EINVAL | libc::EACCES => HostError::NotPermitted,
                 libc::ENOMEM if !self.vmas.is_mapped(range) => HostError::NoMapping,
                 libc::ENOMEM => HostError::OutOfMemory,
-                libc::EFAULT => HostError::NoMapping,
+                // A touch would be SIGBUS: beyond the end of the file.
+                libc::EFAULT => HostError::NotPermitted,
                 _ => HostError::NotSupported,
             });
         }
@@ -355,6 +356,10 @@ impl Host for LinuxHost {
 
     fn wake(&self, range: VirtRange) {
         self.uffd.wake(range);
+    }
+
+    fn unprotect(&self, range: VirtRange) -> Result<(), HostError> {
+        self.uffd.write_protect(range, false).map_err(HostError::from)
     }
 
     fn staging(&self, empty: &PageMask) -> Option<StagingId> {
