@@ -63,6 +63,9 @@ impl Host for NoopHost {
         (range.pages(), Ok(()))
     }
     fn wake(&self, _: VirtRange) {}
+    fn unprotect(&self, _: VirtRange) -> Result<(), HostError> {
+        Ok(())
+    }
     fn staging(&self, _: &PageMask) -> Option<StagingId> {
         Some(StagingId(0))
     }

@@ -56,8 +56,7 @@ pub fn serve_cpu<H: Host>(space: &Space<'_, H>, fault: &CpuFault) -> CpuServed {
     }
     if !block.device_private().contains(page) {
         if fault.write_protected {
-            space.host.wake(VirtRange::of_pages(fault.at.page_floor(), 1));
-            return CpuServed::Woken;
+            return unprotect(space, &mut block, fault);
         }
         let absent = !(block.device_private() | block.in_transit());
         return fill(space, fault, absent);
@@ -111,6 +110,27 @@ pub(super) fn touch<H: Host>(space: &Space<'_, H>, seat: Seat, range: VirtRange)
     for page in 0..range.pages() {
         let at = range.start() + page * PAGE_BYTES;
         serve_in_place(space, seat, &CpuFault { at, ..CpuFault::NONE });
+    }
+}
+
+/// A page that nobody moves any more is still protected: mremap moved it in the middle of a take, or its contents were
+/// forgotten. While somebody moves pages of the block he may be about to discard this one, and what is written now
+/// with it: the fault waits for his end.
+fn unprotect<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, fault: &CpuFault) -> CpuServed {
+    if block.mover().is_some() {
+        block.note_cpu_waits();
+        space.probe.add(Count::CpuFaultsQueued, 1);
+        return CpuServed::Queued(block.transit_busy());
+    }
+    let page = VirtRange::of_pages(fault.at.page_floor(), 1);
+    match space.host.unprotect(page) {
+        Err(HostError::Changing) => CpuServed::Again,
+        Ok(()) => CpuServed::Woken,
+        Err(_) => {
+            // Gone: the thread looks again.
+            space.host.wake(page);
+            CpuServed::Woken
+        }
     }
 }
 

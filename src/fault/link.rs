@@ -109,7 +109,7 @@ fn enter<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, job: &Link<'
 ///
 /// # Errors
 /// What the device says; pages entered before it stay entered.
-pub(super) fn enter_linked<H: Host>(
+fn enter_linked<H: Host>(
     space: &Space<'_, H>,
     block: &BlockGuard<'_>,
     device: DeviceId,

@@ -2,12 +2,16 @@ use super::{CpuFault, CpuServed, bring_home, fill_child, invalidate, remap, serv
 use crate::migrate::Space;
 use crate::ports::{Clock, Count, Host, HostEvent, Timing};
 use crate::sync::{Rule, holds};
+use crate::units::VirtRange;
 
-/// What the reader carries from one round to the next. Its memory is handed in: a slice with room for one fault
-/// per thread that can wait at once, and one for the events of a round.
+/// What the reader carries from one round to the next. Its memory is handed in: a slice for the faults that wait, and one
+/// for the events of a round. The kernel hands out every fault before any event, and faults may have to wait for an
+/// event: so faults that do not fit are let go again rather than left unread.
 pub struct Reader<'q> {
     waiting: &'q mut [CpuFault],
     used: usize,
+    /// Where threads wait whose faults did not fit: they are woken, and fault again, when there is room.
+    missed: VirtRange,
     events: &'q mut [HostEvent],
 }
 
@@ -15,7 +19,7 @@ impl<'q> Reader<'q> {
     /// Nothing waits. Asserts that both slices have room.
     pub fn new(waiting: &'q mut [CpuFault], events: &'q mut [HostEvent]) -> Self {
         assert!(!waiting.is_empty() && !events.is_empty(), "a reader needs room");
-        Self { waiting, used: 0, events }
+        Self { waiting, used: 0, missed: VirtRange::default(), events }
     }
 }
 
@@ -32,23 +36,13 @@ pub enum RoundEnd {
 /// One round of the reader: closes the gate and stops the engines, reads everything that waits to be read, applies
 /// the events in the order read, opens; then serves the faults. Sleeps only in closing the gate.
 pub fn round<H: Host>(space: &Space<'_, H>, clock: &dyn Clock, reader: &mut Reader<'_>) -> RoundEnd {
-    let room = reader.events.len().min(reader.waiting.len() - reader.used);
-    let mut full = true;
-    if room > 0 {
-        let read = read_and_apply(space, clock, reader, room);
-        full = read == room;
-    }
+    let full = read_and_apply(space, clock, reader) == reader.events.len();
     let homes_left = bring_home(space);
     serve_waiting(space, clock, reader);
     if full || homes_left || reader.used > 0 { RoundEnd::WorkLeft } else { RoundEnd::Idle }
 }
 
-fn read_and_apply<H: Host>(
-    space: &Space<'_, H>,
-    clock: &dyn Clock,
-    reader: &mut Reader<'_>,
-    room: usize,
-) -> usize {
+fn read_and_apply<H: Host>(space: &Space<'_, H>, clock: &dyn Clock, reader: &mut Reader<'_>) -> usize {
     let closed = space.gate.close(space.park);
     space.probe.add(Count::GateClosed, 1);
     for device in space.devices {
@@ -56,10 +50,15 @@ fn read_and_apply<H: Host>(
             device.port.quiesce();
         }
     }
-    let read = space.host.drain(&mut reader.events[..room]);
+    let read = space.host.drain(reader.events);
     let now = if read > 0 { clock.now_ns() } else { 0 };
     for event in &reader.events[..read] {
         match *event {
+            HostEvent::Fault { at, .. } if reader.used == reader.waiting.len() => {
+                let page = VirtRange::of_pages(at.page_floor(), 1);
+                let all = if reader.missed.is_empty() { page } else { reader.missed };
+                reader.missed = VirtRange::between(all.start().min(page.start()), all.end().max(page.end()));
+            }
             HostEvent::Fault { at, access, write_protected } => {
                 reader.waiting[reader.used] = CpuFault { at, access, write_protected, since_ns: now };
                 reader.used += 1;
@@ -97,4 +96,8 @@ fn serve_waiting<H: Host>(space: &Space<'_, H>, clock: &dyn Clock, reader: &mut 
         }
     }
     reader.used = kept;
+    if kept < reader.waiting.len() && !reader.missed.is_empty() {
+        space.host.wake(reader.missed);
+        reader.missed = VirtRange::default();
+    }
 }

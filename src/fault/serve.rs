@@ -1,4 +1,4 @@
-use super::link::{Link, enter_linked, link};
+use super::link::{Link, link};
 use super::{BlockFault, Climb, Ladder, classify};
 use crate::granule::BlockIndex;
 use crate::migrate::{Evicted, Moved, Retry, Space, ToDevice, evict_one, map_resident, to_device, to_ram};
@@ -140,19 +140,21 @@ fn attempt<H: Host>(
         answer.fail(&seen.resident, FaultCause::DeviceFailed);
         return Try::Answered;
     }
-    if enter_linked(space, &block, fault.device, &seen.linked).is_err() {
-        answer.fail(&seen.linked, FaultCause::DeviceFailed);
-        return Try::Answered;
-    }
     let busy = block.transit_busy();
     drop(block);
     drop(inside);
 
-    answer.served |= seen.resident | seen.linked;
+    answer.served |= seen.resident;
     let unknown = seen.unknown | seen.upgrade;
     if unknown.is_empty() {
-        return if !(seen.resident | seen.linked).is_empty() {
+        return if !seen.resident.is_empty() {
             Try::Answered
+        } else if !seen.linked.is_empty() {
+            // Linked, and yet the device cannot use it: its translation was dropped, or the page behind the link is
+            // gone and cannot come back (beyond the end of its file). Linking anew finds out.
+            let (pages, written) = (seen.linked, written & seen.linked);
+            let job = Link { block: index, pages, written, device: fault.device, vma: &vma, looked, sample };
+            link_answer(&link(space, seat, &job), &pages, answer)
         } else if !seen.foreign.is_empty() {
             Try::Again(Retry::OtherOwner)
         } else {

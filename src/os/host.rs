@@ -326,7 +326,8 @@ impl Host for LinuxHost {
                 libc::ENOMEM if !self.vmas.is_mapped(range) => HostError::NoMapping,
                 libc::ENOMEM => HostError::OutOfMemory,
                 libc::EFAULT if self.tables.lock().sigbus.first_in(range).is_some() => HostError::Trapped,
-                libc::EFAULT => HostError::NoMapping,
+                // A touch would be SIGBUS: beyond the end of the file.
+                libc::EFAULT => HostError::NotPermitted,
                 _ => HostError::NotSupported,
             });
         }
@@ -368,6 +369,10 @@ impl Host for LinuxHost {
 
     fn wake(&self, range: VirtRange) {
         self.uffd.wake(range);
+    }
+
+    fn unprotect(&self, range: VirtRange) -> Result<(), HostError> {
+        self.uffd.write_protect(range, false).map_err(HostError::from)
     }
 
     fn staging(&self, empty: &PageMask) -> Option<StagingId> {

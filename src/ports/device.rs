@@ -128,8 +128,8 @@ pub enum FaultCause {
     /// Nothing is mapped there.
     #[error("nothing is mapped at this address")]
     NoMapping = 1,
-    /// The mapping does not allow any access.
-    #[error("the mapping allows no access (PROT_NONE)")]
+    /// The mapping does not allow any access, or has nothing there.
+    #[error("the mapping allows no access (PROT_NONE, or beyond the end of its file)")]
     NoAccess = 2,
     /// A write to a mapping that may only be read.
     #[error("the mapping is read-only")]

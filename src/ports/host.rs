@@ -11,7 +11,7 @@ use crate::units::{Access, BlockNo, PageMask, VirtAddr, VirtRange};
 /// mapping into a staging slot.
 ///
 /// # Who may call what
-/// * Inside the gate: `mirror`, `arm`, `disarm`, `take`, `give`, `give_words`, `fill_zero`.
+/// * Inside the gate: `mirror`, `arm`, `disarm`, `take`, `give`, `give_words`, `fill_zero`, `unprotect`.
 /// * Outside gate and locks only, since it may wait for the reader of events: `populate`, `drop_taken`.
 /// * Anywhere: the rest.
 ///
@@ -87,6 +87,12 @@ pub trait Host: Sync {
 
     /// Lets every thread go on that waits for a page of the range; each touches its page again.
     fn wake(&self, range: VirtRange);
+
+    /// Ends the write protection of present pages and lets every thread go on that waits for it.
+    ///
+    /// # Errors
+    /// [`HostError::Changing`]; nothing is changed then.
+    fn unprotect(&self, range: VirtRange) -> Result<(), HostError>;
 
     /// A staging slot of 2 MiB in private memory, its pages absent at `empty` positions; `None` when all are in
     /// use (bounded: one per thread that serves, plus a few).

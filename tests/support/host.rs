@@ -375,6 +375,11 @@ impl Host for SimHost {
         }
         (filled, Ok(()))
     }
+    fn unprotect(&self, _: VirtRange) -> Result<(), HostError> {
+        // Nothing is ever protected here.
+        Ok(())
+    }
+
     fn wake(&self, range: VirtRange) {
         self.step();
         let mut world = self.world.lock().unwrap();
