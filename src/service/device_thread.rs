@@ -100,6 +100,8 @@ impl DeviceThread<'_> {
         loop {
             let mut round = [DmaRange { addr: Iova(0), bytes: 0, flags: 0 }; ROUND];
             let mut got = 0;
+            // Inside the gate, so that what an event said that was read before (its caller goes on then) is applied.
+            let inside = space.gate.enter(self.seat, space.park);
             if let Some(held) = space.userptrs.lock(no, space.park) {
                 let access = held.spec().access;
                 for range in held.list().dma_ranges(access).skip(all.len()).take(ROUND) {
@@ -107,6 +109,7 @@ impl DeviceThread<'_> {
                     got += 1;
                 }
             }
+            drop(inside);
             all.extend_from_slice(&round[..got]);
             if got < ROUND {
                 return all;
