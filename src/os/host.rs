@@ -256,7 +256,8 @@ impl Host for LinuxHost {
             // A part may have been unmapped since the range was looked up, without an event: nothing is followed
             // there. What is unmapped from here on has its event read after the gate was left.
             let mut at = gap.start();
-            while let Some(part) = self.vmas.next_mapped(at)?.map(|mapped| mapped.intersection(gap))
+            while at < gap.end()
+                && let Some(part) = self.vmas.next_mapped(at)?.map(|mapped| mapped.intersection(gap))
                 && !part.is_empty()
             {
                 registered.map_err(|error| match error {
