@@ -155,12 +155,12 @@ fn hole() -> usize {
 }
 
 fn lives() -> u64 {
-    std::env::var("GRANULE_LIVES").ok().and_then(|lives| lives.parse().ok()).unwrap_or(4000)
+    std::env::var("GRANULE_LIVES").ok().and_then(|lives| lives.parse().ok()).unwrap_or(2000)
 }
 
 #[test]
 fn one_thread_unmaps_and_maps_again() {
-    let _alone = alone(120);
+    let _alone = alone(240);
     let world = World::new(8 * MIB, |builder| builder);
     let shared = Shared::new(hole());
     let base = shared.base;
@@ -173,7 +173,7 @@ fn one_thread_unmaps_and_maps_again() {
             for page in 0..PAGES {
                 poke(base + page * PAGE + CPU_WORD, life);
             }
-            shared.await_stores(life, life % 100);
+            shared.await_stores(life, life % 40);
             shared.check(life);
             unmap(base, PAGES * PAGE);
         }
@@ -186,7 +186,7 @@ fn one_thread_unmaps_and_maps_again() {
 
 #[test]
 fn another_thread_maps_what_was_unmapped_before_the_first_one_is_told() {
-    let _alone = alone(120);
+    let _alone = alone(240);
     let world = World::new(8 * MIB, |builder| builder);
     let shared = Shared::new(hole());
     let base = shared.base;
@@ -214,7 +214,7 @@ fn another_thread_maps_what_was_unmapped_before_the_first_one_is_told() {
             }
             // Now both have returned: this life's engines begin.
             shared.life.store(life, Ordering::SeqCst);
-            shared.await_stores(life, life % 50);
+            shared.await_stores(life, life % 20);
             for page in 0..PAGES {
                 let found = peek(base + page * PAGE + CPU_WORD);
                 assert_eq!(found, life, "life {life}: what the CPU wrote to page {page} is gone");
