@@ -39,6 +39,7 @@ const KEYS: [&str; 60] = [
     "gate_closed",
     "iommu_errors",
     "retries_sequence",
+    "retries_newly_mirrored",
     "retries_in_transit",
     "retries_address_space_changing",
     "retries_device_full",
