@@ -436,6 +436,25 @@ impl LinuxHost {
     }
 }
 
+impl LinuxHost {
+    /// mremap moved `from` to `to`: the tables follow, and what they call armed there is armed. A worker that armed the
+    /// rest of the old mapping after the kernel had moved this part, and before the event was read, entered the hole
+    /// as well.
+    pub(super) fn moved(&self, from: VirtRange, to: VirtAddr) {
+        let held = self.tables.lock();
+        held.remapped(from, to);
+        let mut rest = VirtRange::of_pages(to, from.pages());
+        while let Some(part) = held.armed.first_in(rest) {
+            rest = VirtRange::between(part.end(), rest.end());
+            // SAFETY: the caller of `open` vouches that faults are served.
+            if unsafe { self.register(&held, part, self.armed_mode()) }.is_err() {
+                // Unmapped meanwhile; that event is still to be read.
+                let _ = held.armed.remove(part);
+            }
+        }
+    }
+}
+
 impl fmt::Debug for LinuxHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LinuxHost")
