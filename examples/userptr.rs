@@ -15,6 +15,7 @@ use granule_backends::software::SoftwareDevice;
 const PAGES: u64 = 64;
 /// Where the driver wants the device to see the range.
 const DEVICE_AT: DevAddr = DevAddr(0x2000_0000_0000);
+/// At least so many, and at least until a page was discarded.
 const SUBMISSIONS: u64 = 200;
 
 fn print_ranges(userptr: &Userptr, when: &str) -> Result<usize, UserptrError> {
@@ -43,7 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // The counter lies in page 0; the other thread discards page 1, again and again.
     let (ended, discarded, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    std::thread::scope(|scope| -> Result<(), Box<dyn std::error::Error>> {
+    let submitted = std::thread::scope(|scope| -> Result<u64, Box<dyn std::error::Error>> {
         scope.spawn(|| {
             while !ended.load(Ordering::SeqCst) {
                 // SAFETY: a page of the range that nobody else looks at.
@@ -55,10 +56,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 std::thread::yield_now();
             }
         });
-        let submit_all = || -> Result<(), Box<dyn std::error::Error>> {
+        let submit_all = || -> Result<u64, Box<dyn std::error::Error>> {
             let mut done = 0;
-            while done < SUBMISSIONS {
-                let valid = userptr.validate()?;
+            let mut valid = userptr.validate()?;
+            while done < SUBMISSIONS || discarded.load(Ordering::SeqCst) == 0 {
                 match valid.submit() {
                     // While it lives, an invalidation waits: nothing here may touch memory that can be away.
                     Ok(submission) => {
@@ -66,24 +67,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         drop(submission);
                         done += 1;
                     }
-                    Err(UserptrError::Invalidated) => drop(refused.fetch_add(1, Ordering::SeqCst)),
+                    Err(UserptrError::Invalidated) => {
+                        refused.fetch_add(1, Ordering::SeqCst);
+                        valid = userptr.validate()?;
+                    }
                     Err(other) => return Err(other.into()),
                 }
             }
-            // At least one round of the race, however the threads were scheduled.
-            while discarded.load(Ordering::SeqCst) == 0 {
-                std::thread::yield_now();
-            }
-            Ok(())
+            Ok(done)
         };
         let result = submit_all();
         ended.store(true, Ordering::SeqCst);
         result
     })?;
     // SAFETY: page 0 is mapped, and no device writes it any more.
-    assert_eq!(unsafe { *(at as *const u64) }, SUBMISSIONS);
+    assert_eq!(unsafe { *(at as *const u64) }, submitted);
     let (discarded, refused) = (discarded.into_inner(), refused.into_inner());
-    println!("{SUBMISSIONS} submissions, {refused} refused and validated again, {discarded} discards");
+    println!("{submitted} submissions, {refused} refused and validated again, {discarded} discards");
     userptr.validate()?;
 
     // SAFETY: pages 10 to 12 of the mapping; nobody uses them.

@@ -60,6 +60,8 @@ pub struct Report {
     pub iommu_errors: u64,
 
     pub retries_sequence: u64,
+    /// Begun again because the mapping was followed only from this fault on.
+    pub retries_newly_mirrored: u64,
     pub retries_in_transit: u64,
     pub retries_address_space_changing: u64,
     pub retries_device_full: u64,
@@ -170,6 +172,7 @@ impl Report {
             gate_closed: count(Count::GateClosed),
             iommu_errors: measured.iommu_errors,
             retries_sequence: count(Count::RetrySequence),
+            retries_newly_mirrored: count(Count::RetryNewlyMirrored),
             retries_in_transit: count(Count::RetryInTransit),
             retries_address_space_changing: count(Count::RetryAddressSpaceChanging),
             retries_device_full: count(Count::RetryDeviceFull),
@@ -272,6 +275,7 @@ impl Report {
                 "retries",
                 vec![
                     ("sequence moved", number(self.retries_sequence)),
+                    ("newly mirrored", number(self.retries_newly_mirrored)),
                     ("page in transit", number(self.retries_in_transit)),
                     ("address space changing", number(self.retries_address_space_changing)),
                     ("device full", number(self.retries_device_full)),

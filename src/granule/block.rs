@@ -268,7 +268,8 @@ impl<'a> BlockGuard<'a> {
         arrived
     }
 
-    /// Pages of a worker's transit to RAM (or back, undone) are in system memory. The transit goes on for the rest.
+    /// Pages of a worker's transit are in system memory: brought to RAM, back undone, or not taken at all. The transit
+    /// goes on for the rest.
     pub fn arrive_in_ram(&mut self, record: &TransitRecord, arrived: &PageMask) {
         let arrived = *arrived & record.pages.load();
         self.record.device_private.remove(&arrived);

@@ -130,7 +130,14 @@ fn begin_and_take<H: Host>(
     }
     let number = block.number();
     drop(block);
-    Ok((pages, space.host.take(number, &pages, staging), job.pages & pinned))
+    let take = space.host.take(number, &pages, staging);
+    if take.taken != pages {
+        // Still inside the gate: from here on everything of the transit is in staging, as whoever looks for it there
+        // (mremap, fork) relies on.
+        let mut block = space.tables.lock(job.block, space.park);
+        block.arrive_in_ram(record, &(pages - take.taken));
+    }
+    Ok((pages, take, job.pages & pinned))
 }
 
 /// Traps touches of absent pages in the mapping's part of the block, before the first page is taken.

@@ -148,7 +148,7 @@ impl LinuxHost {
             raw::UFFD_EVENT_FORK => self.enter_child(a as i32).map(|child| HostEvent::Fork { child }),
             raw::UFFD_EVENT_REMAP => {
                 let (from, to) = (VirtRange::of_pages(VirtAddr(a), c / PAGE_BYTES), VirtAddr(b));
-                self.tables.lock().remapped(from, to);
+                self.moved(from, to);
                 Some(HostEvent::Remap { from, to })
             }
             raw::UFFD_EVENT_REMOVE => {

@@ -5,6 +5,7 @@
 //! 1. A mapping can be registered with one userfaultfd only, so a range chooses before it is followed.
 //! 2. A call that moves, copies or fills goes through the userfaultfd with which its destination is registered: only
 //!    that one answers EAGAIN while an event of that range waits to be read.
+//!    So does what takes from it: the slot is lent to that userfaultfd while pages are moved into it.
 //! 3. The choice moves with `mremap` and ends with `munmap`.
 #![allow(unsafe_code, reason = "registers memory")]
 

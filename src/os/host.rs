@@ -256,7 +256,8 @@ impl Host for LinuxHost {
             // A part may have been unmapped since the range was looked up, without an event: nothing is followed
             // there. What is unmapped from here on has its event read after the gate was left.
             let mut at = gap.start();
-            while let Some(part) = self.vmas.next_mapped(at)?.map(|mapped| mapped.intersection(gap))
+            while at < gap.end()
+                && let Some(part) = self.vmas.next_mapped(at)?.map(|mapped| mapped.intersection(gap))
                 && !part.is_empty()
             {
                 registered.map_err(|error| match error {
@@ -432,6 +433,25 @@ impl LinuxHost {
             _ if !self.vmas.is_mapped(range) => HostError::NoMapping,
             _ => HostError::NotSupported,
         })
+    }
+}
+
+impl LinuxHost {
+    /// mremap moved `from` to `to`: the tables follow, and what they call armed there is armed. A worker that armed the
+    /// rest of the old mapping after the kernel had moved this part, and before the event was read, entered the hole
+    /// as well.
+    pub(super) fn moved(&self, from: VirtRange, to: VirtAddr) {
+        let held = self.tables.lock();
+        held.remapped(from, to);
+        let mut rest = VirtRange::of_pages(to, from.pages());
+        while let Some(part) = held.armed.first_in(rest) {
+            rest = VirtRange::between(part.end(), rest.end());
+            // SAFETY: the caller of `open` vouches that faults are served.
+            if unsafe { self.register(&held, part, self.armed_mode()) }.is_err() {
+                // Unmapped meanwhile; that event is still to be read.
+                let _ = held.armed.remove(part);
+            }
+        }
     }
 }
 

@@ -60,6 +60,22 @@ impl Pagemap {
         seen.is_ok() && huge
     }
 
+    /// The pages of `within` at which the CPU's mapping shows the kernel's page of zeros. Only where the kernel has
+    /// PAGEMAP_SCAN, as every kernel with `UFFDIO_MOVE` has.
+    ///
+    /// # Errors
+    /// [`HostError`] if the kernel cannot be asked.
+    pub fn zero_pages(&self, block: BlockNo, within: &PageMask) -> Result<PageMask, HostError> {
+        let mut zero = PageMask::EMPTY;
+        for run in within.runs() {
+            let at = block.base() + run.start as u64 * PAGE_BYTES;
+            let range = VirtRange::of_pages(at, run.len() as u64);
+            self.scan(range, u64::from(raw::PAGE_IS_PFNZERO), &mut |part| zero |= part.mask_in(block))
+                .map_err(HostError::from)?;
+        }
+        Ok(zero)
+    }
+
     /// Whether the CPU's mapping holds no page of a range.
     ///
     /// # Errors

@@ -294,6 +294,20 @@ impl Staging {
         slot.set_shape(Shape::Bare);
     }
 
+    /// Hands the slot's registration over to another userfaultfd (`true`), or back to the main one: what is moved into
+    /// it is refused while an event of *that* one waits to be read. Its pages stay.
+    pub(super) fn lend(&self, id: StagingId, other: &Userfaultfd, lend: bool) -> Result<(), Errno> {
+        let Some((main, _)) = &self.moving else { return Ok(()) };
+        let whole = VirtRange::of_pages(self.address(id, 0), PAGES_PER_BLOCK as u64);
+        let (from, to) = if lend { (main, other) } else { (other, main) };
+        from.unregister(whole)?;
+        // SAFETY: memory of a slot that the caller holds, in which nothing is ever protected: nothing is trapped.
+        unsafe { to.register(whole, Mode::WriteProtect) }.inspect_err(|_| {
+            // SAFETY: as above. Where that fails, too, the slot refuses what is taken, and such pages are linked.
+            let _ = unsafe { from.register(whole, Mode::WriteProtect) };
+        })
+    }
+
     /// Notes that the slot holds one huge page, or will at the next touch.
     pub(super) fn holds_whole(&self, id: StagingId) {
         self.slot(id).set_shape(Shape::Whole);

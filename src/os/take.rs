@@ -17,10 +17,15 @@
 //! 5. Nothing is taken while a change is under way: a mapping that another thread has put in the place of one whose
 //!    event is not read yet is followed by nobody. The kernel answers EAGAIN then, under its locks, because both ways
 //!    act through the main userfaultfd (staging lies on it).
+//! 6. The kernel's page of zeros is refused: a move of it races with the copy that a CPU makes when it writes there.
+//!    Measured on Linux 6.18: the store has completed, the zeros are in staging, and the store is nowhere. Once a page
+//!    is armed and in transit no such page can come there any more, so that one look before the move is enough.
+//!    Who wants it on a device makes it the process's own page first, by a touch for writing.
 #![allow(unsafe_code, reason = "moves and discards pages of the application")]
 
 use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};
 use super::host::LinuxHost;
+use super::userfaultfd::Userfaultfd;
 use super::walk::{Step, walk};
 use crate::ports::{Host, HostError, StagingId, Take, WORDS_PER_PAGE};
 use crate::units::{BlockNo, PAGE_BYTES, PAGES_PER_BLOCK, PageIndex, PageMask, VirtAddr, VirtRange};
@@ -55,7 +60,12 @@ impl LinuxHost {
             // Usually done by the caller; a page that is taken unarmed would read as zeros.
             let armed = self.arm(run_range(block, &run));
             let stopped = armed.and_then(|()| match self.way {
-                TakeWay::Move => self.move_run(block, run, staging, &mut take),
+                TakeWay::Move => {
+                    let run = PageMask::of_range(run);
+                    let zero = self.pagemap.zero_pages(block, &run)?;
+                    take.refused |= zero;
+                    (run - zero).runs().try_for_each(|run| self.move_parts(block, run, staging, &mut take))
+                }
                 TakeWay::WriteProtect => self.protect_and_copy(block, run, staging, &mut take),
             });
             if let Err(error) = stopped {
@@ -108,17 +118,41 @@ impl LinuxHost {
         }
     }
 
-    fn move_run(
+    /// A run, part by part of one userfaultfd each.
+    fn move_parts(
         &self,
         block: BlockNo,
         run: core::ops::Range<usize>,
         staging: StagingId,
         take: &mut Take,
     ) -> Result<(), HostError> {
+        let mut from = run.start;
+        while from < run.end {
+            let at = block.base() + from as u64 * PAGE_BYTES;
+            let (uffd, pages) = self.uffd_for(at, (run.end - from) as u64);
+            let part = from..from + pages as usize;
+            from = part.end;
+            self.move_run(block, part, staging, uffd, take)?;
+        }
+        Ok(())
+    }
+
+    fn move_run(
+        &self,
+        block: BlockNo,
+        run: core::ops::Range<usize>,
+        staging: StagingId,
+        uffd: &Userfaultfd,
+        take: &mut Take,
+    ) -> Result<(), HostError> {
         let mode = MOVE_MODE_ALLOW_SRC_HOLES | MOVE_MODE_DONTWAKE;
         let whole = run.len() == PAGES_PER_BLOCK && self.pagemap.is_huge(block);
         if whole {
             self.staging.make_bare(staging);
+        }
+        let lent = !core::ptr::eq(uffd, &self.uffd);
+        if lent {
+            self.staging.lend(staging, uffd, true).map_err(|_| HostError::MappingLimit)?;
         }
         let (mut taken, mut refused, mut stopped) = (PageMask::EMPTY, PageMask::EMPTY, Ok(()));
         let mut discarded = None;
@@ -128,8 +162,8 @@ impl LinuxHost {
                 let src = block.base() + page * PAGE_BYTES;
                 let dst = self.staging.address(staging, page as usize);
                 // SAFETY: the source is armed, so that touches of what leaves are trapped; the destination is a
-                // slot that the caller holds. Through the main userfaultfd, which refuses while an event waits.
-                unsafe { self.uffd.move_pages(dst, src, count * PAGE_BYTES, mode) }
+                // slot that the caller holds. Through the source's own userfaultfd, which refuses while an event waits.
+                unsafe { uffd.move_pages(dst, src, count * PAGE_BYTES, mode) }
             },
             |done| taken |= run_of(done),
             |page, errno| match errno.0 {
@@ -149,6 +183,10 @@ impl LinuxHost {
                 }
             },
         );
+        if lent {
+            let back = self.staging.lend(staging, uffd, false);
+            debug_assert_eq!(back, Ok(()), "joining its neighbours needs no mapping");
+        }
         self.staging.filled(staging, &taken);
         let whole = whole && taken.is_full();
         if whole {

@@ -27,48 +27,62 @@ pub(super) struct DeviceThread<'a> {
 const NO_FAULT: BlockFault =
     BlockFault { block: BlockNo(0), device: DeviceId(0), faulted: PageMask::EMPTY, written: PageMask::EMPTY };
 
-/// The next request: while held, whatever comes, for which it waits; else what had to wait, then what is there.
-fn next(requests: &Receiver<Request>, held: bool, waiting: &mut VecDeque<Request>) -> Option<Request> {
-    if held { requests.recv().ok() } else { waiting.pop_front().or_else(|| requests.try_recv().ok()) }
-}
-
 impl DeviceThread<'_> {
     /// Until asked to stop. The device is attached by whoever starts this thread.
     pub(super) fn run(&self, requests: &Receiver<Request>) {
         let port = self.core.space.device(self.device).port;
         let mut faults = [DeviceFault::default(); BATCH];
         let mut groups = [NO_FAULT; BATCH];
+        let mut waiting = VecDeque::new();
         loop {
             port.wait_fault();
+            // By turns, so that neither starves the other: a batch of faults, then one request.
             loop {
                 let since_ns = self.core.clock.now_ns();
                 let fetched = port.fetch(&mut faults);
-                if fetched == 0 {
-                    break;
+                if fetched != 0 {
+                    self.answer(&mut faults[..fetched], &mut groups, since_ns);
                 }
-                self.answer(&mut faults[..fetched], &mut groups, since_ns);
-            }
-            // What is asked while a fork is under way waits for its end.
-            let mut held = false;
-            let mut waiting = VecDeque::new();
-            while let Some(request) = next(requests, held, &mut waiting) {
-                match request.what {
-                    Ask::Hold => held = true,
-                    Ask::Resume => held = false,
-                    Ask::Stop => {}
-                    _ if held => {
-                        waiting.push_back(request);
-                        continue;
+                let Some(request) = waiting.pop_front().or_else(|| requests.try_recv().ok()) else {
+                    if fetched == 0 {
+                        break;
                     }
-                    _ => {}
-                }
-                // Whoever asked may have gone.
-                let _ = request.reply.send(self.do_request(request.what));
-                if matches!(request.what, Ask::Stop) {
+                    continue;
+                };
+                self.reply(&request);
+                let ends = match request.what {
+                    Ask::Hold => self.hold(requests, &mut waiting),
+                    what => matches!(what, Ask::Stop),
+                };
+                if ends {
                     return;
                 }
             }
         }
+    }
+
+    /// Serves nothing while a fork is under way; what else is asked waits for its end. Whether the service ends.
+    fn hold(&self, requests: &Receiver<Request>, waiting: &mut VecDeque<Request>) -> bool {
+        while let Ok(request) = requests.recv() {
+            match request.what {
+                Ask::Hold | Ask::Resume | Ask::Stop => self.reply(&request),
+                _ => {
+                    waiting.push_back(request);
+                    continue;
+                }
+            }
+            match request.what {
+                Ask::Resume => return false,
+                Ask::Stop => return true,
+                _ => {}
+            }
+        }
+        true
+    }
+
+    fn reply(&self, request: &Request) {
+        // Whoever asked may have gone.
+        let _ = request.reply.send(self.do_request(request.what));
     }
 
     fn do_request(&self, what: Ask) -> Answered {
@@ -100,6 +114,8 @@ impl DeviceThread<'_> {
         loop {
             let mut round = [DmaRange { addr: Iova(0), bytes: 0, flags: 0 }; ROUND];
             let mut got = 0;
+            // Inside the gate, so that what an event said that was read before (its caller goes on then) is applied.
+            let inside = space.gate.enter(self.seat, space.park);
             if let Some(held) = space.userptrs.lock(no, space.park) {
                 let access = held.spec().access;
                 for range in held.list().dma_ranges(access).skip(all.len()).take(ROUND) {
@@ -107,6 +123,7 @@ impl DeviceThread<'_> {
                     got += 1;
                 }
             }
+            drop(inside);
             all.extend_from_slice(&round[..got]);
             if got < ROUND {
                 return all;

@@ -126,10 +126,19 @@ pub fn range(at: usize, pages: usize) -> VirtRange {
 
 /// How many pages of a range the CPU's mapping holds.
 pub fn present(at: usize, pages: usize) -> usize {
-    let mut found = 0;
+    present_pages(at, pages).iter().filter(|present| **present).count()
+}
+
+/// Which pages of a range the CPU's mapping holds.
+pub fn present_pages(at: usize, pages: usize) -> Vec<bool> {
+    let mut found = vec![false; pages];
     let pagemap = Pagemap::open().expect("/proc is mounted");
-    pagemap.for_each_present(range(at, pages), |part| found += part.pages()).expect("pagemap answers");
-    found as usize
+    let mark = |part: VirtRange| {
+        let first = (part.start().0 as usize - at) / PAGE;
+        found[first..first + part.pages() as usize].fill(true);
+    };
+    pagemap.for_each_present(range(at, pages), mark).expect("pagemap answers");
+    found
 }
 
 /// Anonymous memory, private and writable.

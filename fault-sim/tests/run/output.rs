@@ -3,7 +3,7 @@
 use super::{fault_sim, run_json};
 
 /// The keys are a promise to other programs: this list may grow, and nothing in it changes.
-const KEYS: [&str; 60] = [
+const KEYS: [&str; 61] = [
     "verified",
     "error",
     "workload",
@@ -39,6 +39,7 @@ const KEYS: [&str; 60] = [
     "gate_closed",
     "iommu_errors",
     "retries_sequence",
+    "retries_newly_mirrored",
     "retries_in_transit",
     "retries_address_space_changing",
     "retries_device_full",
