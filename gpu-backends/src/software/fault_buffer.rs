@@ -222,8 +222,15 @@ impl FaultBuffer {
     fn end_all(&self, engines: &[EngineRecord], state: u32) {
         let end = |word: u32| matches!(word & STATE, RECORDED | FETCHED).then_some(word & !STATE | state);
         for record in engines {
-            if record.fault.fetch_update(Ordering::SeqCst, Ordering::SeqCst, end).is_ok() {
-                FutexPark.unpark_all(&record.fault);
+            let mut word = record.fault.load(Ordering::SeqCst);
+            while let Some(ended) = end(word) {
+                match record.fault.compare_exchange(word, ended, Ordering::SeqCst, Ordering::SeqCst) {
+                    Ok(_) => {
+                        FutexPark.unpark_all(&record.fault);
+                        break;
+                    }
+                    Err(now) => word = now,
+                }
             }
         }
         self.room.fetch_add(1, Ordering::SeqCst);

@@ -7,7 +7,7 @@
 //! 3. Judging happens here and not in a bench, so that one bad figure does not hide the others.
 
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use clap::Args;
 
@@ -101,10 +101,7 @@ fn rows_of(bench: &str, folder: &Path, quick: bool) -> Result<Vec<Measured>, Str
 
 /// What the page says of the run: commit, machine, date, thoroughness.
 fn circumstances(quick: bool) -> Vec<(&'static str, String)> {
-    let said = |program: &str, args: &[&str]| {
-        let out = Command::new(program).args(args).current_dir(tool::root()).output().ok()?;
-        out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
-    };
+    let said = |program: &str, args: &[&str]| tool::output(program, args).map(|text| text.trim().to_owned());
     let unknown = || "unknown".to_owned();
     let mut commit = said("git", &["rev-parse", "--short", "HEAD"]).unwrap_or_else(unknown);
     let changes = [":/src", ":/gpu-backends", ":/benches", ":/Cargo.toml"];
