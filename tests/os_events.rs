@@ -67,7 +67,7 @@ fn a_page_being_removed_is_not_taken_before_it_was_seen_absent() {
     reader.wait_for_changes(2);
     let (staging, taken) = take(&host, memory.block(0), &mask(0..32));
     assert_eq!((taken.refused, taken.taken), (mask(0..8), mask(8..32)));
-    assert_eq!(host.give(memory.block(0), &taken.taken, staging).0, taken.taken);
+    assert_eq!(host.give(memory.block(0), &taken.taken, staging).given, taken.taken);
     host.staging_done(staging);
     // Discarded and filled anew: what is there now is the application's.
     assert_eq!(memory.advise(memory.pages(0, 8), libc::MADV_DONTNEED), 0);
@@ -76,7 +76,7 @@ fn a_page_being_removed_is_not_taken_before_it_was_seen_absent() {
     memory.fill(0..8, 3);
     let (staging, taken) = take(&host, memory.block(0), &mask(0..32));
     assert_eq!((taken.refused, taken.taken), (PageMask::EMPTY, mask(0..32)));
-    assert_eq!(host.give(memory.block(0), &taken.taken, staging).0, taken.taken);
+    assert_eq!(host.give(memory.block(0), &taken.taken, staging).given, taken.taken);
     host.staging_done(staging);
     memory.check(0..8, 3);
 }

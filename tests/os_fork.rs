@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use granule::os::TakeWay;
-use granule::ports::{Host, HostEvent, WORDS_PER_PAGE};
+use granule::ports::{Give, Host, HostEvent, WORDS_PER_PAGE};
 use granule::units::{Access, PageMask};
 use os_support::*;
 
@@ -43,7 +43,7 @@ fn pages_shared_with_a_child_are_refused_until_they_are_private_again() {
     host.populate(memory.pages(0, 8), Access::Write).expect("populated");
     let (staging, taken) = take(&host, memory.block(0), &mask(0..8));
     assert_eq!((taken.taken, taken.refused), (mask(0..8), PageMask::EMPTY));
-    assert_eq!(host.give(memory.block(0), &mask(0..8), staging), (mask(0..8), Ok(())));
+    assert_eq!(give(&host, memory.block(0), &mask(0..8), staging), Give::all(mask(0..8)));
     host.staging_done(staging);
     memory.check(0..8, 5);
     // SAFETY: ends and reaps the test's own child.
@@ -88,7 +88,7 @@ fn a_child_gets_the_pages_that_were_taken() {
         // SAFETY: reaps the test's own child.
         assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
         assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 42, "{way:?}: status {status:#x}");
-        assert_eq!(host.give(memory.block(0), &mask(0..8), staging).0, mask(0..8));
+        assert_eq!(give(&host, memory.block(0), &mask(0..8), staging).given, mask(0..8));
         host.staging_done(staging);
         memory.check(0..8, 4);
         drop(reader);

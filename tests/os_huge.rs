@@ -6,7 +6,7 @@ mod os_support;
 use std::time::Instant;
 
 use granule::os::{LinuxHost, TakeWay};
-use granule::ports::{Host, HostError, HostEvent, StagingId, WORDS_PER_PAGE};
+use granule::ports::{Give, Host, HostEvent, StagingId, WORDS_PER_PAGE};
 use granule::units::{BlockNo, PageMask};
 use os_support::*;
 
@@ -69,7 +69,7 @@ fn a_huge_page_goes_and_comes_as_a_whole() {
 
             let staging = host.staging_for(number, &PageMask::FULL).expect("a slot");
             rewrite_slot(&host, staging, block, round + 1);
-            assert_eq!(host.give(number, &PageMask::FULL, staging), (PageMask::FULL, Ok(())));
+            assert_eq!(give(&host, number, &PageMask::FULL, staging), Give::all(PageMask::FULL));
             host.staging_done(staging);
             assert!(host.pagemap().is_huge(number), "it came back whole, round {round}");
             memory.check(block * PAGES..(block + 1) * PAGES, round + 1);
@@ -81,7 +81,7 @@ fn a_huge_page_goes_and_comes_as_a_whole() {
         for pages in [mask(0..16), PageMask::FULL] {
             let (staging, taken) = take(&host, small.block(0), &pages);
             assert_eq!(taken.taken, pages);
-            assert_eq!(host.give(small.block(0), &pages, staging), (pages, Ok(())));
+            assert_eq!(give(&host, small.block(0), &pages, staging), Give::all(pages));
             host.staging_done(staging);
         }
         small.check(0..PAGES, round);
@@ -102,7 +102,7 @@ fn without_a_huge_page_in_the_pool_a_fresh_one_comes_back() {
         assert!(!held.contains(&staging));
         check_slot(&host, *from, block, 1);
         rewrite_slot(&host, staging, block, 2);
-        assert_eq!(host.give(number, &PageMask::FULL, staging), (PageMask::FULL, Ok(())));
+        assert_eq!(give(&host, number, &PageMask::FULL, staging), Give::all(PageMask::FULL));
         host.staging_done(staging);
         assert!(host.pagemap().is_huge(number), "block {block}");
         memory.check(block * PAGES..(block + 1) * PAGES, 2);
@@ -120,17 +120,17 @@ fn a_block_that_came_back_in_part_comes_back_right() {
     let (staging, taken) = take(&host, number, &PageMask::FULL);
     assert!(taken.taken.is_full());
     let some = mask(100..116);
-    assert_eq!(host.give(number, &some, staging), (some, Ok(())));
+    assert_eq!(give(&host, number, &some, staging), Give::all(some));
     memory.check(PAGES + 100..PAGES + 116, 5);
     // Nothing is given over what stands there.
-    let (given, why) = host.give(number, &PageMask::FULL, staging);
-    assert_eq!((given, why), (PageMask::FULL - some, Err(HostError::Present)));
+    let found = give(&host, number, &PageMask::FULL, staging);
+    assert_eq!(found, Give { given: PageMask::FULL - some, present: some, stopped: None });
     host.staging_done(staging);
     memory.check(0..BLOCKS * PAGES, 5);
     // Of small pages now: leaves and comes as such.
     let (staging, taken) = take(&host, number, &PageMask::FULL);
     assert!(taken.taken.is_full());
-    assert_eq!(host.give(number, &PageMask::FULL, staging), (PageMask::FULL, Ok(())));
+    assert_eq!(give(&host, number, &PageMask::FULL, staging), Give::all(PageMask::FULL));
     host.staging_done(staging);
     memory.check(0..BLOCKS * PAGES, 5);
 }
@@ -150,7 +150,7 @@ fn a_fault_that_waits_gets_the_huge_page() {
         while !matches!(reader.faults().first(), Some(HostEvent::Fault { .. })) {
             std::thread::yield_now();
         }
-        assert_eq!(host.give(number, &PageMask::FULL, staging), (PageMask::FULL, Ok(())));
+        assert_eq!(give(&host, number, &PageMask::FULL, staging), Give::all(PageMask::FULL));
         assert_eq!(seen.join().expect("it is woken"), expected(2 * PAGES + 77, 0, 3));
     });
     host.staging_done(staging);
@@ -175,7 +175,7 @@ fn whole_is_cheaper_than_512_pages() {
             best[0] = best[0].min(begin.elapsed().as_nanos());
             assert!(taken.taken.is_full());
             let begin = Instant::now();
-            assert_eq!(host.give(memory.block(0), &PageMask::FULL, staging), (PageMask::FULL, Ok(())));
+            assert_eq!(give(&host, memory.block(0), &PageMask::FULL, staging), Give::all(PageMask::FULL));
             best[1] = best[1].min(begin.elapsed().as_nanos());
             host.staging_done(staging);
         }

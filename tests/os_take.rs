@@ -6,7 +6,7 @@ mod os_support;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use granule::os::{Pagemap, TakeWay};
-use granule::ports::{Host, HostError, HostEvent, WORDS_PER_PAGE};
+use granule::ports::{Give, Host, HostError, HostEvent, WORDS_PER_PAGE};
 use granule::units::{Access, PageIndex, PageMask};
 use os_support::*;
 
@@ -39,7 +39,7 @@ fn data_leaves_the_cpu_and_comes_back() {
                     word.store(expected(page as u64, index, 8), Ordering::Relaxed);
                 });
             }
-            assert_eq!(host.give(memory.block(0), &pages, staging), (pages, Ok(())), "{way:?}");
+            assert_eq!(give(&host, memory.block(0), &pages, staging), Give::all(pages), "{way:?}");
             host.staging_done(staging);
             assert!(host.pagemap().present(memory.block(0), &PageMask::FULL).expect("pagemap").is_full());
             memory.check(from as u64..(from + count) as u64, 8);
@@ -75,8 +75,7 @@ fn holes_are_taken_as_zeros_and_slots_are_clean_again() {
                     assert!(words.iter().all(|word| word.load(Ordering::Relaxed) == 0), "{way:?} {page}");
                 }
             }
-            let (given, result) = host.give(memory.block(0), &PageMask::FULL, staging);
-            assert_eq!((given, result), (PageMask::FULL, Ok(())));
+            assert_eq!(give(&host, memory.block(0), &PageMask::FULL, staging), Give::all(PageMask::FULL));
             host.staging_done(staging);
             for page in 0..512 {
                 if page % 3 == 0 {
@@ -107,7 +106,7 @@ fn what_the_kernel_refuses_stays_and_its_neighbours_go() {
     assert_eq!((taken.refused, taken.taken, taken.stopped), (refused, PageMask::FULL - refused, None));
     memory.check(10..13, 3);
     memory.check(100..101, 3);
-    assert_eq!(host.give(memory.block(0), &taken.taken, staging), (taken.taken, Ok(())));
+    assert_eq!(give(&host, memory.block(0), &taken.taken, staging), Give::all(taken.taken));
     host.staging_done(staging);
     memory.check(0..512, 3);
 }
@@ -127,7 +126,7 @@ fn a_page_whose_protection_changed_while_it_was_away_comes_back_by_copy() {
         // Locked when it is touched next: this populates nothing.
         assert_eq!(libc::mlock2(memory.pages(40, 1).start().0 as *const _, 4096, libc::MLOCK_ONFAULT), 0);
     }
-    assert_eq!(host.give(memory.block(0), &mask(0..64), staging), (mask(0..64), Ok(())));
+    assert_eq!(give(&host, memory.block(0), &mask(0..64), staging), Give::all(mask(0..64)));
     host.staging_done(staging);
     memory.check(0..64, 4);
 }
@@ -142,12 +141,9 @@ fn a_present_page_is_never_overwritten() {
         memory.fill(0..4, 6);
         let (staging, _) = take(&host, memory.block(0), &mask(0..4));
         memory.word(2).store(99, Ordering::Relaxed);
-        let (given, result) = host.give(memory.block(0), &mask(0..4), staging);
-        assert_eq!(
-            (given, result),
-            (mask(0..4) - PageMask::of(PageIndex(2)), Err(HostError::Present)),
-            "{way:?}"
-        );
+        let present = PageMask::of(PageIndex(2));
+        let want = Give { given: mask(0..4) - present, present, stopped: None };
+        assert_eq!(give(&host, memory.block(0), &mask(0..4), staging), want, "{way:?}");
         host.staging_done(staging);
         assert_eq!(memory.word(2).load(Ordering::Relaxed), 99);
         memory.check(0..2, 6);
@@ -161,6 +157,38 @@ fn a_present_page_is_never_overwritten() {
     }
 }
 
+/// Present pages between pages that cannot be given: each is told apart, in whatever order they come.
+#[test]
+fn several_reasons_not_to_give_are_told_apart() {
+    for way in WAYS {
+        let host = open(way);
+        let reader = Reader::zero_filling(&host);
+        let memory = Memory::blocks(1);
+        arm(&host, &memory);
+        memory.fill(0..16, 6);
+        let (staging, _) = take(&host, memory.block(0), &mask(0..16));
+        // The first and the last of these find a page of the application's; between them is a hole.
+        [2, 9, 15].into_iter().for_each(|page| memory.word(page).store(90 + page, Ordering::Relaxed));
+        memory.unmap(memory.pages(5, 3));
+        reader.wait_for_changes(1);
+        let present =
+            [2, 9, 15].into_iter().fold(PageMask::EMPTY, |all, page| all | PageMask::of(PageIndex(page)));
+        let found = give(&host, memory.block(0), &mask(0..16), staging);
+        assert_eq!((found.given, found.present), (mask(0..16) - present - mask(5..8), present), "{way:?}");
+        assert!(
+            matches!(found.stopped, Some(HostError::NoMapping | HostError::NotSupported)),
+            "{way:?}: the hole is no present page: {found:?}"
+        );
+        host.staging_done(staging);
+        [2, 9, 15].into_iter().for_each(|page| {
+            assert_eq!(memory.word(page).load(Ordering::Relaxed), 90 + page);
+        });
+        for part in [0..2, 3..5, 8..9, 10..15] {
+            memory.check(part, 6);
+        }
+    }
+}
+
 #[test]
 fn an_undone_take_by_protection_leaves_the_page_as_it_was() {
     let host = open(TakeWay::WriteProtect);
@@ -170,7 +198,7 @@ fn an_undone_take_by_protection_leaves_the_page_as_it_was() {
     memory.fill(0..16, 9);
     let staging = host.staging(&mask(0..16)).expect("a slot");
     assert_eq!(host.take(memory.block(0), &mask(0..16), staging).taken, mask(0..16));
-    assert_eq!(host.give(memory.block(0), &mask(0..16), staging), (mask(0..16), Ok(())));
+    assert_eq!(give(&host, memory.block(0), &mask(0..16), staging), Give::all(mask(0..16)));
     host.staging_done(staging);
     memory.fill(0..16, 10);
     memory.check(0..16, 10);
@@ -236,7 +264,7 @@ fn no_write_is_lost_while_pages_come_and_go() {
                 }
                 let mut rest = taken.taken;
                 while !rest.is_empty() {
-                    rest -= host.give(memory.block(0), &rest, staging).0;
+                    rest -= give(&host, memory.block(0), &rest, staging).given;
                 }
                 host.staging_done(staging);
             }

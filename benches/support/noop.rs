@@ -9,8 +9,8 @@ use granule::migrate::{ChunkRecord, DeviceMemory, EvictionOrder, Space, SpaceDev
 use granule::os::FutexPark;
 use granule::policy::Policy;
 use granule::ports::{
-    Count, Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, FollowCount, Host, HostError, HostEvent,
-    Iommu, IommuError, Lookup, MapTarget, Mirrored, Probe, StagingId, Take, Timing, Vma, VmaKind,
+    Count, Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, FollowCount, Give, Host, HostError,
+    HostEvent, Iommu, IommuError, Lookup, MapTarget, Mirrored, Probe, StagingId, Take, Timing, Vma, VmaKind,
     WORDS_PER_PAGE, Word,
 };
 use granule::sync::{AtomicU32, AtomicU64, Ordering};
@@ -53,8 +53,8 @@ impl Host for NoopHost {
     fn drop_taken(&self, _: BlockNo, pages: &PageMask) -> PageMask {
         *pages
     }
-    fn give(&self, _: BlockNo, pages: &PageMask, _: StagingId) -> (PageMask, Result<(), HostError>) {
-        (*pages, Ok(()))
+    fn give(&self, _: BlockNo, pages: &PageMask, _: StagingId) -> Give {
+        Give::all(*pages)
     }
     fn give_words(&self, _: VirtAddr, words: &[Word]) -> (u64, Result<(), HostError>) {
         ((words.len() / WORDS_PER_PAGE) as u64, Ok(()))

@@ -64,17 +64,16 @@ pub fn serve_cpu<H: Host>(space: &Space<'_, H>, fault: &CpuFault) -> CpuServed {
     let wish = space.policy.homecoming(number, page, &block.device_private()) | PageMask::of(page);
     let pages = (block.device_private() - block.in_transit()) & wish;
     freeze(space, &block, &pages);
-    let (home, why) = bring(space, &mut block, &pages);
+    let (home, stopped) = bring(space, &mut block, &pages);
     block.came_home(&home);
     space.probe.add(Count::PagesToRam, home.count() as u64);
     settle(space, &mut block, index, &home);
     if home.contains(page) {
         return CpuServed::Woken;
     }
-    match why {
-        Ok(()) => CpuServed::Again,
-        Err(HostError::Gone) => CpuServed::Woken,
-        Err(_) => CpuServed::Again,
+    match stopped {
+        Some(HostError::Gone) => CpuServed::Woken,
+        _ => CpuServed::Again,
     }
 }
 
@@ -134,12 +133,13 @@ fn unprotect<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, fault: &
     }
 }
 
-/// Moves pages of the block from device memory to the application. Returns those that are home.
+/// Moves pages of the block from device memory to the application. Returns those that are home, or whose copy does not
+/// count any more: a page stands in the application where it was to go.
 fn bring<H: Host>(
     space: &Space<'_, H>,
     block: &mut BlockGuard<'_>,
     pages: &PageMask,
-) -> (PageMask, Result<(), HostError>) {
+) -> (PageMask, Option<HostError>) {
     let number = block.number();
     let port = space.device(block.owner()).port;
     if pages.count() == 1 {
@@ -147,14 +147,17 @@ fn bring<H: Host>(
         let from = crate::migrate::place(block, &space.tables, page);
         if let Some(words) = port.window(from, PAGE_BYTES) {
             return match space.host.give_words(number.page(page), words) {
-                (1, why) => (*pages, why),
-                (_, Err(HostError::Present)) => present(space, number, pages, PageMask::EMPTY),
-                (_, why) => (PageMask::EMPTY, why),
+                (1, _) => (*pages, None),
+                (_, Err(HostError::Present)) => {
+                    space.host.wake(number.range());
+                    (*pages, None)
+                }
+                (_, why) => (PageMask::EMPTY, why.err()),
             };
         }
     }
     let Some(staging) = space.host.staging_for(number, pages) else {
-        return (PageMask::EMPTY, Err(HostError::OutOfMemory));
+        return (PageMask::EMPTY, Some(HostError::OutOfMemory));
     };
     let words = space.host.staging_words(staging);
     let mut copied = PageMask::EMPTY;
@@ -165,24 +168,12 @@ fn bring<H: Host>(
         }
         result
     });
-    let (given, why) = space.host.give(number, &copied, staging);
+    let give = space.host.give(number, &copied, staging);
     space.host.staging_done(staging);
-    match why {
-        Err(HostError::Present) => present(space, number, pages, given),
-        why => (given, why),
+    if !give.present.is_empty() {
+        space.host.wake(number.range());
     }
-}
-
-/// A page stands in the application where the device's copy was to go: newer than that copy, which is dropped.
-fn present<H: Host>(
-    space: &Space<'_, H>,
-    number: BlockNo,
-    pages: &PageMask,
-    given: PageMask,
-) -> (PageMask, Result<(), HostError>) {
-    let first = (*pages - given).first().map_or(PageMask::EMPTY, PageMask::of);
-    space.host.wake(number.range());
-    (given | first, Ok(()))
+    (give.settled(), give.stopped)
 }
 
 /// Zero-fills the faulted page and what follows it in its 64 KiB, as far as `absent` allows.

@@ -1,7 +1,7 @@
 use super::forget_contents;
 use crate::granule::Direction;
 use crate::migrate::{Space, extents};
-use crate::ports::{Host, HostError, WORDS_PER_PAGE, Word};
+use crate::ports::{Host, WORDS_PER_PAGE, Word};
 use crate::units::{BlockNo, PAGE_BYTES, PageIndex, PageMask, VirtAddr, VirtRange};
 
 /// mremap moved `from` to `to`: whatever was on a device, or on its way, is copied to staging at its new position
@@ -123,12 +123,7 @@ pub fn bring_home<H: Host>(space: &Space<'_, H>) -> bool {
         let (number, pages, staging) = list.get(at);
         let Some(index) = space.tables.block(number) else { continue };
         let mut block = space.tables.lock(index, space.park);
-        let (given, why) =
-            if pages.is_empty() { (pages, Ok(())) } else { space.host.give(number, &pages, staging) };
-        let mut done = given;
-        if why == Err(HostError::Present) {
-            done |= (pages - given).first().map_or(PageMask::EMPTY, PageMask::of);
-        }
+        let done = if pages.is_empty() { pages } else { space.host.give(number, &pages, staging).settled() };
         block.end_homecoming(&done);
         let waits = block.take_cpu_waits();
         drop(block);

@@ -118,22 +118,17 @@ pub(super) fn give_all<H: Host>(
         if rest.is_empty() {
             return given_in_all;
         }
-        let (given, why) = space.host.give(number, &rest, staging);
-        let mut arrived = given;
-        if why == Err(HostError::Present) {
-            // Whatever stands at the first page that was not given is newer than what we bring.
-            arrived |= (rest - given).first().map_or(PageMask::EMPTY, PageMask::of);
-        }
+        let give = space.host.give(number, &rest, staging);
         let mut block = space.tables.lock(index, space.park);
-        block.arrive_in_ram(record, &arrived);
+        block.arrive_in_ram(record, &give.settled());
         drop(block);
-        rest -= arrived;
-        given_in_all += given.count();
+        rest -= give.settled();
+        given_in_all += give.given.count();
         drop(inside);
-        match why {
-            Ok(()) | Err(HostError::Present) => {}
-            Err(HostError::Gone) => return given_in_all,
-            Err(_) => space.host.pause(),
+        match give.stopped {
+            None => {}
+            Some(HostError::Gone) => return given_in_all,
+            Some(_) => space.host.pause(),
         }
     }
 }

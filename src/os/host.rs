@@ -31,7 +31,7 @@ use super::vma::Vmas;
 use super::walk::{Step, walk};
 use super::whole::WholeBlocks;
 use crate::ports::{
-    FollowCount, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, WORDS_PER_PAGE, Word,
+    FollowCount, Give, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, WORDS_PER_PAGE, Word,
 };
 use crate::sync::AtomicU32;
 use crate::units::{Access, BlockNo, PAGE_BYTES, PageMask, SPACE_BYTES, VirtAddr, VirtRange};
@@ -342,12 +342,7 @@ impl Host for LinuxHost {
         self.drop_protected(block, pages)
     }
 
-    fn give(
-        &self,
-        block: BlockNo,
-        pages: &PageMask,
-        staging: StagingId,
-    ) -> (PageMask, Result<(), HostError>) {
+    fn give(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Give {
         self.give_pages(block, pages, staging)
     }
 

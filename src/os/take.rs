@@ -27,7 +27,7 @@ use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};
 use super::host::LinuxHost;
 use super::userfaultfd::Userfaultfd;
 use super::walk::{Step, walk};
-use crate::ports::{Host, HostError, StagingId, Take, WORDS_PER_PAGE};
+use crate::ports::{Give, Host, HostError, StagingId, Take, WORDS_PER_PAGE};
 use crate::units::{BlockNo, PAGE_BYTES, PAGES_PER_BLOCK, PageIndex, PageMask, VirtAddr, VirtRange};
 
 /// How pages leave the application's mapping.
@@ -270,37 +270,31 @@ impl LinuxHost {
         gone
     }
 
-    pub(super) fn give_pages(
-        &self,
-        block: BlockNo,
-        pages: &PageMask,
-        staging: StagingId,
-    ) -> (PageMask, Result<(), HostError>) {
-        let (mut given, mut result) = (PageMask::EMPTY, Ok(()));
+    pub(super) fn give_pages(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Give {
+        let mut give = Give::default();
         if self.way == TakeWay::WriteProtect
             && let Some((slot, waiting)) = self.staging.waiting(block, pages)
         {
             for run in waiting.runs() {
                 match self.uffd.write_protect(run_range(block, &run), false) {
-                    Ok(()) => given |= PageMask::of_range(run),
-                    Err(errno) => result = Err(errno.into()),
+                    Ok(()) => give.given |= PageMask::of_range(run),
+                    Err(errno) => give.stopped = Some(errno.into()),
                 }
             }
-            self.staging.settled(slot, &given);
-            if result.is_err() {
-                return (given, result);
+            self.staging.settled(slot, &give.given);
+            if give.stopped.is_some() {
+                return give;
             }
         }
         self.whole.set(block, false);
-        let rest = *pages - given;
+        let rest = *pages - give.given;
         self.staging.filled(staging, &rest);
         for run in rest.runs() {
-            let stop = self.give_run(block, run, staging, &mut given, &mut result);
-            if stop == Step::Stop {
+            if self.give_run(block, run, staging, &mut give) == Step::Stop {
                 break;
             }
         }
-        (given, result)
+        give
     }
 
     fn give_run(
@@ -308,8 +302,7 @@ impl LinuxHost {
         block: BlockNo,
         run: core::ops::Range<usize>,
         staging: StagingId,
-        given: &mut PageMask,
-        result: &mut Result<(), HostError>,
+        give: &mut Give,
     ) -> Step {
         let (mut moved, mut copied, mut outcome) = (PageMask::EMPTY, PageMask::EMPTY, Step::Skip);
         let at = |page: u64| -> VirtAddr { block.base() + page * PAGE_BYTES };
@@ -339,12 +332,13 @@ impl LinuxHost {
                         Outcome::Refused(why) => errno = why,
                     }
                 }
-                *result = Err(errno.into());
+                if errno.0 == libc::EEXIST {
+                    give.present.insert(PageIndex(page as u16));
+                    self.uffd.wake(VirtRange::of_pages(at(page), 1));
+                    return Step::Skip;
+                }
+                give.stopped = Some(errno.into());
                 match errno.0 {
-                    libc::EEXIST => {
-                        self.uffd.wake(VirtRange::of_pages(at(page), 1));
-                        Step::Skip
-                    }
                     libc::ENOENT | libc::EINVAL => Step::Skip,
                     _ => {
                         outcome = Step::Stop;
@@ -356,7 +350,7 @@ impl LinuxHost {
         if self.way == TakeWay::Move {
             self.staging.emptied(staging, &moved);
         }
-        *given |= moved | copied;
+        give.given |= moved | copied;
         outcome
     }
 }

@@ -70,12 +70,9 @@ pub trait Host: Sync {
     /// returned are still present and protected: give them back. Waits for the reader of events.
     fn drop_taken(&self, block: BlockNo, pages: &PageMask) -> PageMask;
 
-    /// Moves `pages` of `block` from `staging` back to the application and wakes who waits for them.
-    ///
-    /// Returns the pages that were given; the others are still in staging. An error says why it stopped there.
-    /// A page that finds itself present in the application already ([`HostError::Present`]) is not given.
-    fn give(&self, block: BlockNo, pages: &PageMask, staging: StagingId)
-    -> (PageMask, Result<(), HostError>);
+    /// Moves `pages` of `block` from `staging` back to the application and wakes who waits for them. What was not given
+    /// is still in staging.
+    fn give(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Give;
 
     /// Copies `words` (a multiple of a page) to the absent pages from `at` on and wakes who waits for them.
     /// Returns how many pages were filled.
@@ -191,6 +188,28 @@ pub struct Take {
     pub refused: PageMask,
     /// Why pages that are in neither set were not tried.
     pub stopped: Option<HostError>,
+}
+
+/// What `give` did with each page that it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Give {
+    /// The application has these now.
+    pub given: PageMask,
+    /// Where these were to go, pages of the application's own stand: newer than what staging holds.
+    pub present: PageMask,
+    /// Why pages that are in neither set were not given; of several reasons the last.
+    pub stopped: Option<HostError>,
+}
+
+impl Give {
+    /// These pages were given, and nothing else was asked for.
+    pub const fn all(given: PageMask) -> Self {
+        Self { given, present: PageMask::EMPTY, stopped: None }
+    }
+    /// What need not be brought any more: given, or present already.
+    pub fn settled(&self) -> PageMask {
+        self.given | self.present
+    }
 }
 
 /// What the reader of events hands to the fault path, in the order in which the kernel told it.

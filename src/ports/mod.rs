@@ -20,7 +20,9 @@ mod probe;
 
 pub use clock::Clock;
 pub use device::{Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, MapTarget};
-pub use host::{FollowCount, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, Vma, VmaKind};
+pub use host::{
+    FollowCount, Give, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, Vma, VmaKind,
+};
 pub use iommu::{Iommu, IommuError};
 pub use probe::{Count, NoProbe, Probe, Timing};
 

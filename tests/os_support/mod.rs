@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use granule::os::private::PrivateArc;
 use granule::os::thread::{self, ServiceThread};
 use granule::os::{HostOptions, LinuxHost, TakeWay};
-use granule::ports::{Host, HostEvent, WORDS_PER_PAGE, Word};
+use granule::ports::{Give, Host, HostError, HostEvent, StagingId, WORDS_PER_PAGE, Word};
 use granule::units::{BLOCK_BYTES, BlockNo, PAGE_BYTES, PAGES_PER_BLOCK, PageMask, VirtAddr, VirtRange};
 
 pub const WAYS: [TakeWay; 2] = [TakeWay::Move, TakeWay::WriteProtect];
@@ -214,15 +214,26 @@ pub fn arm(host: &LinuxHost, memory: &Memory) {
 }
 
 /// Takes pages to the end, as the state machine does it.
-pub fn take(
-    host: &LinuxHost,
-    block: BlockNo,
-    pages: &PageMask,
-) -> (granule::ports::StagingId, granule::ports::Take) {
+pub fn take(host: &LinuxHost, block: BlockNo, pages: &PageMask) -> (StagingId, granule::ports::Take) {
     let staging = host.staging(pages).expect("a slot");
     let take = host.take(block, pages, staging);
     if !take.taken.is_empty() {
         assert_eq!(host.drop_taken(block, &take.taken), take.taken);
     }
     (staging, take)
+}
+
+/// Gives pages back until nothing is left to try. The kernel may ask for another try at any moment: a page that it moves
+/// from one place of physical memory to another (compaction) answers EAGAIN like a change of the address space.
+pub fn give(host: &LinuxHost, block: BlockNo, pages: &PageMask, staging: StagingId) -> Give {
+    let mut all = Give::default();
+    loop {
+        let give = host.give(block, &(*pages - all.settled()), staging);
+        all.given |= give.given;
+        all.present |= give.present;
+        if give.stopped != Some(HostError::Changing) {
+            return Give { stopped: give.stopped, ..all };
+        }
+        std::thread::yield_now();
+    }
 }

@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
 use granule::ports::{
-    FollowCount, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, Vma, VmaKind, WORDS_PER_PAGE,
-    Word,
+    FollowCount, Give, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, Vma, VmaKind,
+    WORDS_PER_PAGE, Word,
 };
 use granule::sync::{AtomicU32, Park};
 use granule::units::{Access, BlockNo, PAGE_BYTES, PAGES_PER_BLOCK, PageMask, PhysAddr, VirtAddr, VirtRange};
@@ -323,21 +323,20 @@ impl Host for SimHost {
     fn drop_taken(&self, _: BlockNo, pages: &PageMask) -> PageMask {
         *pages
     }
-    fn give(
-        &self,
-        block: BlockNo,
-        pages: &PageMask,
-        staging: StagingId,
-    ) -> (PageMask, Result<(), HostError>) {
-        let mut given = PageMask::EMPTY;
+    fn give(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Give {
+        let mut give = Give::default();
         for page in pages.pages() {
             let from = &self.staging_words(staging)[page.0 as usize * WORDS_PER_PAGE..][..WORDS_PER_PAGE];
             match self.give_words(block.page(page), from) {
-                (1, Ok(())) => given.insert(page),
-                (_, why) => return (given, why),
+                (1, Ok(())) => give.given.insert(page),
+                (_, Err(HostError::Present)) => give.present.insert(page),
+                (_, why) => {
+                    give.stopped = why.err();
+                    break;
+                }
             }
         }
-        (given, Ok(()))
+        give
     }
     fn give_words(&self, at: VirtAddr, words: &[Word]) -> (u64, Result<(), HostError>) {
         self.step();
