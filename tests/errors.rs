@@ -106,7 +106,7 @@ fn a_full_device_with_nothing_to_evict_gets_a_link() {
     drop(world);
 
     // Two devices' worth of pages that cannot leave: their copies out fail.
-    let inject = Inject { copies_fail_after: Some(512), ..Inject::default() };
+    let inject = Inject { copies_fail_after: Some(512), no_window: true, ..Inject::default() };
     let device = SoftwareDevice::builder().memory_bytes(2 << 20).inject(inject).build().expect("a device");
     let world = World::over(device, |builder| builder.granularity(Granularity::Kib4));
     let base = map_aligned(4 * MIB);

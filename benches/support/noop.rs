@@ -62,6 +62,9 @@ impl Host for NoopHost {
     fn fill_zero(&self, range: VirtRange) -> (u64, Result<(), HostError>) {
         (range.pages(), Ok(()))
     }
+    fn poison(&self, range: VirtRange) -> (u64, Result<(), HostError>) {
+        (range.pages(), Ok(()))
+    }
     fn wake(&self, _: VirtRange) {}
     fn unprotect(&self, _: VirtRange) -> Result<(), HostError> {
         Ok(())

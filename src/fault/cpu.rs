@@ -18,13 +18,18 @@ pub struct CpuFault {
     pub write_protected: bool,
     /// When it was read, on the space's clock.
     pub since_ns: u64,
+    /// How often the device has failed to give the page's copy since.
+    pub failed_copies: u32,
 }
 
 impl CpuFault {
     /// A place holder for memory that is handed to a [`Reader`](super::Reader).
     pub const NONE: Self =
-        Self { at: VirtAddr(0), access: Access::Read, write_protected: false, since_ns: 0 };
+        Self { at: VirtAddr(0), access: Access::Read, write_protected: false, since_ns: 0, failed_copies: 0 };
 }
+
+/// As often as this a copy from the device may fail before the page counts as unreadable; others are served in between.
+const COPY_ROUNDS: u32 = 16;
 
 /// What became of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +41,13 @@ pub enum CpuServed {
     Queued(TransitBusy),
     /// An event waits to be read, or memory is short: read events, then serve this fault again.
     Again,
+    /// The device failed to give its copy: serve this fault again, with one more in `failed_copies`.
+    CopyFailed,
+    /// The device does not give its copy: the touch is an error from now on, and the thread was woken to find out.
+    Poisoned,
+    /// The device does not give its copy, and the kernel has no way to tell the thread (before Linux 6.6): it waits until
+    /// the page comes home after all, or the space ends.
+    Unreadable,
 }
 
 /// Serves a CPU fault. Called by the reader outside the gate (which only the reader closes), and through
@@ -61,7 +73,11 @@ pub fn serve_cpu<H: Host>(space: &Space<'_, H>, fault: &CpuFault) -> CpuServed {
         let absent = !(block.device_private() | block.in_transit());
         return fill(space, fault, absent);
     }
-    let wish = space.policy.homecoming(number, page, &block.device_private()) | PageMask::of(page);
+    // After a failed copy the neighbours stay where they are.
+    let wish = match fault.failed_copies {
+        0 => space.policy.homecoming(number, page, &block.device_private()) | PageMask::of(page),
+        _ => PageMask::of(page),
+    };
     let pages = (block.device_private() - block.in_transit()) & wish;
     freeze(space, &block, &pages);
     let (home, stopped) = bring(space, &mut block, &pages);
@@ -72,13 +88,16 @@ pub fn serve_cpu<H: Host>(space: &Space<'_, H>, fault: &CpuFault) -> CpuServed {
         return CpuServed::Woken;
     }
     match stopped {
-        Some(HostError::Gone) => CpuServed::Woken,
+        Some(Stopped::Host(HostError::Gone)) => CpuServed::Woken,
+        Some(Stopped::Device) if fault.failed_copies < COPY_ROUNDS => CpuServed::CopyFailed,
+        Some(Stopped::Device) => give_up(space, VirtRange::of_pages(fault.at.page_floor(), 1)),
         _ => CpuServed::Again,
     }
 }
 
 /// Serves a CPU fault in a thread that is not the reader and has a seat of its own: the one that touched the page (in
-/// its handler of SIGBUS), or a worker that needs the page present. Returns when the touch can be made (again).
+/// its handler of SIGBUS), or a worker that needs the page present. Returns when the touch can be made (again), or
+/// `false`: the device does not give the page's only copy.
 ///
 /// The caller holds no lock, is outside the gate, and is on a private stack: pages of its own stack may be taken while
 /// this holds a block lock.
@@ -87,14 +106,20 @@ pub fn serve_cpu<H: Host>(space: &Space<'_, H>, fault: &CpuFault) -> CpuServed {
 /// anything in its userfaultfd ([`CpuServed::Again`]); while it is applied, the gate is closed. So nothing is filled
 /// with zeros that an unread `mremap` has brought here. A page in transit is waited for outside the gate: its mover,
 /// and the reader that brings pages of an `mremap` home, go on without this thread.
-pub fn serve_in_place<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &CpuFault) {
+pub fn serve_in_place<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &CpuFault) -> bool {
+    let mut fault = *fault;
     loop {
         let inside = space.gate.enter(seat, space.park);
-        let served = serve_cpu(space, fault);
+        let served = serve_cpu(space, &fault);
         drop(inside);
         match served {
-            CpuServed::Woken => return,
+            CpuServed::Woken => return true,
+            CpuServed::Poisoned | CpuServed::Unreadable => return false,
             CpuServed::Again => space.host.pause(),
+            CpuServed::CopyFailed => {
+                fault.failed_copies += 1;
+                space.host.pause();
+            }
             CpuServed::Queued(busy) => {
                 let index = space.tables.block(BlockNo::of(fault.at)).expect("a page in transit has a block");
                 space.tables.record(index).wait_transit(busy, space.park);
@@ -108,7 +133,8 @@ pub fn serve_in_place<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &CpuFaul
 pub(super) fn touch<H: Host>(space: &Space<'_, H>, seat: Seat, range: VirtRange) {
     for page in 0..range.pages() {
         let at = range.start() + page * PAGE_BYTES;
-        serve_in_place(space, seat, &CpuFault { at, ..CpuFault::NONE });
+        // Where it fails, the touch will say so.
+        let _ = serve_in_place(space, seat, &CpuFault { at, ..CpuFault::NONE });
     }
 }
 
@@ -133,13 +159,41 @@ fn unprotect<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, fault: &
     }
 }
 
+/// The device does not give the only copy of a page: whoever touches it is told by a signal, as for memory that has
+/// failed. The page stays device-private: it comes home if the device recovers.
+fn give_up<H: Host>(space: &Space<'_, H>, page: VirtRange) -> CpuServed {
+    let (poisoned, why) = space.host.poison(page);
+    space.probe.add(Count::PagesUnreadable, poisoned);
+    match why {
+        Ok(()) => CpuServed::Poisoned,
+        Err(HostError::Changing | HostError::OutOfMemory) => CpuServed::Again,
+        Err(HostError::NotSupported) => {
+            space.probe.add(Count::PagesUnreadable, 1);
+            CpuServed::Unreadable
+        }
+        Err(_) => {
+            // Gone: the thread looks again.
+            space.host.wake(page);
+            CpuServed::Woken
+        }
+    }
+}
+
+/// Why a page did not come home.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    Host(HostError),
+    /// It could not be copied.
+    Device,
+}
+
 /// Moves pages of the block from device memory to the application. Returns those that are home, or whose copy does not
 /// count any more: a page stands in the application where it was to go.
 fn bring<H: Host>(
     space: &Space<'_, H>,
     block: &mut BlockGuard<'_>,
     pages: &PageMask,
-) -> (PageMask, Option<HostError>) {
+) -> (PageMask, Option<Stopped>) {
     let number = block.number();
     let port = space.device(block.owner()).port;
     if pages.count() == 1 {
@@ -152,19 +206,20 @@ fn bring<H: Host>(
                     space.host.wake(number.range());
                     (*pages, None)
                 }
-                (_, why) => (PageMask::EMPTY, why.err()),
+                (_, why) => (PageMask::EMPTY, why.err().map(Stopped::Host)),
             };
         }
     }
     let Some(staging) = space.host.staging_for(number, pages) else {
-        return (PageMask::EMPTY, Some(HostError::OutOfMemory));
+        return (PageMask::EMPTY, Some(Stopped::Host(HostError::OutOfMemory)));
     };
     let words = space.host.staging_words(staging);
     let mut copied = PageMask::EMPTY;
     let _ = extents(block, &space.tables, pages, |start, len, at| {
         let result = port.copy_out(at, &words[start * WORDS_PER_PAGE..(start + len) * WORDS_PER_PAGE]);
-        if result.is_ok() {
-            copied |= PageMask::of_range(start..start + len);
+        match result {
+            Ok(()) => copied |= PageMask::of_range(start..start + len),
+            Err(_) => space.probe.add(Count::CopiesFailed, 1),
         }
         result
     });
@@ -173,7 +228,8 @@ fn bring<H: Host>(
     if !give.present.is_empty() {
         space.host.wake(number.range());
     }
-    (give.settled(), give.stopped)
+    let stopped = if copied == *pages { give.stopped.map(Stopped::Host) } else { Some(Stopped::Device) };
+    (give.settled(), stopped)
 }
 
 /// Zero-fills the faulted page and what follows it in its 64 KiB, as far as `absent` allows.

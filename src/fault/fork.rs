@@ -1,5 +1,5 @@
 use crate::granule::Direction;
-use crate::migrate::{Space, extents};
+use crate::migrate::{Space, extents, read_pages};
 use crate::ports::{Host, WORDS_PER_PAGE};
 use crate::units::{PageIndex, PageMask};
 
@@ -21,8 +21,9 @@ pub fn fill_child<H: Host>(space: &Space<'_, H>, child: u32) {
             let port = space.device(block.owner()).port;
             let _ = extents(&block, &space.tables, &private, |start, len, at| {
                 let part = &words[start * WORDS_PER_PAGE..(start + len) * WORDS_PER_PAGE];
-                if port.copy_out(at, part).is_ok() {
-                    space.host.child_fill(child, number.page(PageIndex(start as u16)), part);
+                for run in read_pages(space, port, start, at, part).runs() {
+                    let part = &words[run.start * WORDS_PER_PAGE..run.end * WORDS_PER_PAGE];
+                    space.host.child_fill(child, number.page(PageIndex(run.start as u16)), part);
                 }
                 Ok::<(), ()>(())
             });
@@ -38,7 +39,7 @@ pub fn fill_child<H: Host>(space: &Space<'_, H>, child: u32) {
     for at in 0..space.homecomings.len() {
         let (number, pages, source) = space.homecomings.get(at);
         let source = space.host.staging_words(source);
-        for run in pages.runs() {
+        for run in (pages - space.homecomings.broken(at)).runs() {
             let part = &source[run.start * WORDS_PER_PAGE..run.end * WORDS_PER_PAGE];
             space.host.child_fill(child, number.page(PageIndex(run.start as u16)), part);
         }

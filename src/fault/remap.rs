@@ -1,7 +1,7 @@
 use super::forget_contents;
 use crate::granule::Direction;
-use crate::migrate::{Space, extents};
-use crate::ports::{Host, WORDS_PER_PAGE, Word};
+use crate::migrate::{Space, copy_words, extents, read_page};
+use crate::ports::{Count, Host, HostError, WORDS_PER_PAGE, Word};
 use crate::units::{BlockNo, PAGE_BYTES, PageIndex, PageMask, VirtAddr, VirtRange};
 
 /// mremap moved `from` to `to`: whatever was on a device, or on its way, is copied to staging at its new position
@@ -25,10 +25,14 @@ pub fn remap<H: Host>(space: &Space<'_, H>, from: VirtRange, to: VirtAddr) -> u6
         let _ = extents(block, &space.tables, &on_device, |start, len, at| {
             for page in 0..len as u64 {
                 let home = target(PageIndex((start as u64 + page) as u16));
-                let copied = home_for(space, home).is_some_and(|words| {
-                    space.device(block.owner()).port.copy_out(at + page * PAGE_BYTES, words).is_ok()
-                });
-                lost += u64::from(!copied);
+                let Some((entry, words)) = home_for(space, home) else {
+                    lost += 1;
+                    continue;
+                };
+                let port = space.device(block.owner()).port;
+                if !read_page(space, port, at + page * PAGE_BYTES, words) {
+                    space.homecomings.mark_broken(entry, &PageMask::of(PageIndex::of(home)));
+                }
             }
             Ok::<(), ()>(())
         });
@@ -36,7 +40,7 @@ pub fn remap<H: Host>(space: &Space<'_, H>, from: VirtRange, to: VirtAddr) -> u6
             let record = moving.expect("staged pages have a mover");
             let source = &space.host.staging_words(record.staging())[words_of(page)];
             match home_for(space, target(page)) {
-                Some(words) => copy(source, words),
+                Some((_, words)) => copy_words(source, words),
                 None => lost += 1,
             }
         }
@@ -44,12 +48,16 @@ pub fn remap<H: Host>(space: &Space<'_, H>, from: VirtRange, to: VirtAddr) -> u6
     // Pages that were on their way home from an earlier move go on from there.
     for at in 0..earlier {
         let (number, pages, staging) = space.homecomings.get(at);
-        let hit = pages & from.mask_in(number);
+        let (hit, broken) = (pages & from.mask_in(number), space.homecomings.broken(at));
         space.homecomings.remove_pages(at, &hit);
         for page in hit.pages() {
             let source = &space.host.staging_words(staging)[words_of(page)];
-            match home_for(space, to + number.page(page).bytes_since(from.start())) {
-                Some(words) => copy(source, words),
+            let home = to + number.page(page).bytes_since(from.start());
+            match home_for(space, home) {
+                Some((entry, _)) if broken.contains(page) => {
+                    space.homecomings.mark_broken(entry, &PageMask::of(PageIndex::of(home)));
+                }
+                Some((_, words)) => copy_words(source, words),
                 None => lost += 1,
             }
         }
@@ -61,33 +69,26 @@ fn words_of(page: PageIndex) -> core::ops::Range<usize> {
     page.0 as usize * WORDS_PER_PAGE..(page.0 as usize + 1) * WORDS_PER_PAGE
 }
 
-fn copy(from: &[Word], to: &[Word]) {
-    use crate::sync::Ordering::Relaxed;
-    for (from, to) in from.iter().zip(to) {
-        to.store(from.load(Relaxed), Relaxed);
-    }
-}
-
-/// Where in staging the page of a new address waits; enters it into the list. It is marked in transit by
+/// Which entry of the list is the home of a new address, and where in staging its page waits; enters it. It is marked in transit by
 /// [`mark`], when no block lock is held.
-fn home_for<'a, H: Host>(space: &'a Space<'_, H>, home: VirtAddr) -> Option<&'a [Word]> {
+fn home_for<'a, H: Host>(space: &'a Space<'_, H>, home: VirtAddr) -> Option<(usize, &'a [Word])> {
     let (number, page) = (BlockNo::of(home), PageIndex::of(home));
     let list = &space.homecomings;
     // The newest entry is the likeliest: pages come block by block.
     let known = (0..list.len()).rev().find(|at| list.get(*at).0 == number);
-    let staging = match known {
+    let (at, staging) = match known {
         Some(at) => {
             list.add_pages(at, &PageMask::of(page));
-            list.get(at).2
+            (at, list.get(at).2)
         }
         None if list.has_room() => {
             let staging = space.host.staging(&PageMask::EMPTY)?;
             list.push(number, &PageMask::of(page), staging);
-            staging
+            (list.len() - 1, staging)
         }
         None => return None,
     };
-    Some(&space.host.staging_words(staging)[words_of(page)])
+    Some((at, &space.host.staging_words(staging)[words_of(page)]))
 }
 
 /// Marks every page of the list in transit. The gate is closed: nobody can have begun to move one meanwhile.
@@ -123,7 +124,18 @@ pub fn bring_home<H: Host>(space: &Space<'_, H>) -> bool {
         let (number, pages, staging) = list.get(at);
         let Some(index) = space.tables.block(number) else { continue };
         let mut block = space.tables.lock(index, space.park);
-        let done = if pages.is_empty() { pages } else { space.host.give(number, &pages, staging).settled() };
+        let broken = list.broken(at);
+        let whole = pages - broken;
+        let mut done =
+            if whole.is_empty() { whole } else { space.host.give(number, &whole, staging).settled() };
+        for run in broken.runs() {
+            let first = number.page(PageIndex(run.start as u16));
+            let (poisoned, why) = space.host.poison(VirtRange::of_pages(first, run.len() as u64));
+            space.probe.add(Count::PagesUnreadable, poisoned);
+            if why != Err(HostError::Changing) {
+                done |= PageMask::of_range(run);
+            }
+        }
         block.end_homecoming(&done);
         let waits = block.take_cpu_waits();
         drop(block);

@@ -60,7 +60,8 @@ fn read_and_apply<H: Host>(space: &Space<'_, H>, clock: &dyn Clock, reader: &mut
                 reader.missed = VirtRange::between(all.start().min(page.start()), all.end().max(page.end()));
             }
             HostEvent::Fault { at, access, write_protected } => {
-                reader.waiting[reader.used] = CpuFault { at, access, write_protected, since_ns: now };
+                reader.waiting[reader.used] =
+                    CpuFault { at, access, write_protected, since_ns: now, failed_copies: 0 };
                 reader.used += 1;
                 space.probe.add(Count::CpuFaults, 1);
             }
@@ -88,9 +89,10 @@ fn serve_waiting<H: Host>(space: &Space<'_, H>, clock: &dyn Clock, reader: &mut 
             CpuServed::Woken => {
                 space.probe.time(Timing::CpuFault, clock.now_ns().saturating_sub(fault.since_ns));
             }
-            CpuServed::Queued(_) => {}
-            CpuServed::Again => {
-                reader.waiting[kept] = fault;
+            CpuServed::Queued(_) | CpuServed::Poisoned | CpuServed::Unreadable => {}
+            again @ (CpuServed::Again | CpuServed::CopyFailed) => {
+                let failed = u32::from(again == CpuServed::CopyFailed);
+                reader.waiting[kept] = CpuFault { failed_copies: fault.failed_copies + failed, ..fault };
                 kept += 1;
             }
         }

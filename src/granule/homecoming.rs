@@ -9,6 +9,8 @@ use crate::units::{BlockNo, PageMask};
 #[repr(C, align(64))]
 pub struct HomecomingRecord {
     pages: Bitmap,
+    /// Of these, the pages whose data could not be read.
+    broken: Bitmap,
     block: LockedU32,
     staging: LockedU32,
 }
@@ -45,6 +47,7 @@ impl<'m> Homecomings<'m> {
     pub fn push(&self, block: BlockNo, pages: &PageMask, staging: StagingId) {
         let at = self.len();
         self.records[at].pages.store(pages);
+        self.records[at].broken.store(&PageMask::EMPTY);
         self.records[at].block.store(block.0, Ordering::Relaxed);
         self.records[at].staging.store(staging.0, Ordering::Relaxed);
         self.used.store(at as u32 + 1, Ordering::Relaxed);
@@ -60,6 +63,17 @@ impl<'m> Homecomings<'m> {
         )
     }
 
+    /// The pages of entry `at` of which there are no data: nothing of them can come home but that they are lost.
+    pub fn broken(&self, at: usize) -> PageMask {
+        self.records[at].broken.load()
+    }
+
+    /// Notes that pages of entry `at` could not be read.
+    pub fn mark_broken(&self, at: usize, pages: &PageMask) {
+        debug_assert!(self.records[at].pages.load().covers(pages));
+        self.records[at].broken.insert(pages);
+    }
+
     /// Adds pages to entry `at`.
     pub fn add_pages(&self, at: usize, pages: &PageMask) {
         self.records[at].pages.insert(pages);
@@ -68,6 +82,7 @@ impl<'m> Homecomings<'m> {
     /// Takes pages out of entry `at`.
     pub fn remove_pages(&self, at: usize, pages: &PageMask) {
         self.records[at].pages.remove(pages);
+        self.records[at].broken.remove(pages);
     }
 
     /// Removes entry `at`; the last one takes its place.
@@ -76,6 +91,7 @@ impl<'m> Homecomings<'m> {
         if at != last {
             let (block, pages, staging) = self.get(last);
             self.records[at].pages.store(&pages);
+            self.records[at].broken.store(&self.broken(last));
             self.records[at].block.store(block.0, Ordering::Relaxed);
             self.records[at].staging.store(staging.0, Ordering::Relaxed);
         }

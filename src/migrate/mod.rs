@@ -15,7 +15,9 @@
 //! 2. Staging and device memory are positional: page *i* of a block lies at `i * 4096` of its staging slot.
 //! 3. The data of a page to the device is in staging from the end of `take` to the commit; the data of a page to
 //!    RAM is in device memory until the commit. Whoever needs it in between (fork, mremap) finds it there.
-//! 4. A failed copy keeps the only copy: to the device, the page goes back; to RAM, it stays device-private.
+//! 4. A failed copy keeps the only copy: to the device, the page goes back; to RAM, it stays device-private. A copy to
+//!    RAM is tried a few times, page by page, and then through the host's view of device memory (`read_back`). What
+//!    cannot be read even so is never replaced by zeros where the kernel can help it: see [`abandon`].
 //!
 //! # Lost races
 //! * An invalidation between begin and commit takes its pages out of the transit; the commit passes them over.
@@ -25,6 +27,7 @@ mod device_memory;
 mod eviction_order;
 mod follow;
 mod outcome;
+mod read_back;
 mod space;
 mod to_device;
 mod to_ram;
@@ -35,10 +38,11 @@ pub use eviction_order::EvictionOrder;
 pub use outcome::{Moved, Retry};
 pub use space::{Space, SpaceDevice};
 pub use to_device::{ToDevice, to_device};
-pub use to_ram::{Evicted, evict_one, to_ram};
+pub use to_ram::{Evicted, abandon, evict_one, to_ram};
 pub use unlink::{drop_userptr_pages, unlink};
 
 pub(crate) use device_memory::{extents, place};
 pub(crate) use follow::follow;
+pub(crate) use read_back::{copy_words, read_page, read_pages};
 pub(crate) use to_device::map_resident;
 pub(crate) use unlink::{unlink_only, unmap_and_flush};

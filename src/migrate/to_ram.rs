@@ -1,10 +1,11 @@
 use super::device_memory::extents;
+use super::read_back::read_pages;
 use super::unlink::unmap_and_flush;
 use super::{Retry, Space};
 use crate::granule::{BlockIndex, Direction, TransitRecord};
 use crate::ports::{Count, Host, HostError, StagingId, WORDS_PER_PAGE};
 use crate::sync::{Rule, holds};
-use crate::units::{DeviceId, PageMask, Seat};
+use crate::units::{DeviceId, PageIndex, PageMask, Seat, VirtRange};
 
 /// How an eviction ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,9 +91,8 @@ fn copy_out<H: Host>(
         let Some((start, len, at)) = extent else { break };
         let part = PageMask::of_range(start..start + len);
         rest -= part;
-        if port.copy_out(at, &words[start * WORDS_PER_PAGE..(start + len) * WORDS_PER_PAGE]).is_ok() {
-            copied |= part;
-        }
+        let words = &words[start * WORDS_PER_PAGE..(start + len) * WORDS_PER_PAGE];
+        copied |= read_pages(space, port, start, at, words);
     }
     copied
 }
@@ -161,6 +161,30 @@ fn end<H: Host>(
     space.tables.record(index).announce_transit_end(space.park);
     if waits {
         space.host.wake(number.range());
+    }
+}
+
+/// The device `owner` goes, and what of a block could not be read back from its memory stays there: a touch of such a page
+/// by the CPU is SIGBUS from now on (it would read zeros otherwise, once nobody serves faults any more). Returns how many
+/// pages these are. Called without gate and locks, when nobody moves pages of that device any more.
+pub fn abandon<H: Host>(space: &Space<'_, H>, seat: Seat, index: BlockIndex, owner: DeviceId) -> usize {
+    loop {
+        let inside = space.gate.enter(seat, space.park);
+        let block = space.tables.lock(index, space.park);
+        let left = if block.owner() == owner { block.device_private() } else { PageMask::EMPTY };
+        let mut why = Ok(());
+        for run in left.runs() {
+            let first = block.number().page(PageIndex(run.start as u16));
+            let (poisoned, result) = space.host.poison(VirtRange::of_pages(first, run.len() as u64));
+            space.probe.add(Count::PagesUnreadable, poisoned);
+            why = why.and(result);
+        }
+        drop(block);
+        drop(inside);
+        match why {
+            Err(HostError::Changing) => space.host.pause(),
+            _ => return left.count(),
+        }
     }
 }
 

@@ -6,8 +6,8 @@
 #![allow(unsafe_code, reason = "ioctl takes untyped pointers")]
 
 pub(crate) use linux_raw_sys::general::{
-    page_region, pm_scan_arg, procmap_query, uffdio_api, uffdio_copy, uffdio_move, uffdio_range,
-    uffdio_register, uffdio_writeprotect, uffdio_zeropage,
+    page_region, pm_scan_arg, procmap_query, uffdio_api, uffdio_copy, uffdio_move, uffdio_poison,
+    uffdio_range, uffdio_register, uffdio_writeprotect, uffdio_zeropage,
 };
 pub(crate) use linux_raw_sys::ioctl::{
     UFFDIO_API, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT,
@@ -20,6 +20,8 @@ use crate::ports::HostError;
 pub(crate) const USERFAULTFD_IOC_NEW: u32 = 0xAA00;
 /// `_IOWR(0xAA, 5, uffdio_move)`, Linux 6.8.
 pub(crate) const UFFDIO_MOVE: u32 = 0xC028_AA05;
+/// `_IOWR(0xAA, 8, uffdio_poison)`, Linux 6.6.
+pub(crate) const UFFDIO_POISON: u32 = 0xC020_AA08;
 /// `_IOWR('f', 16, pm_scan_arg)` on /proc/self/pagemap, Linux 6.7.
 pub(crate) const PAGEMAP_SCAN: u32 = 0xC060_6610;
 /// `_IOWR('f', 17, procmap_query)` on /proc/self/maps, Linux 6.11.
@@ -45,6 +47,7 @@ const _: () = {
     assert!(size_of::<uffdio_zeropage>() == 32 && carried(UFFDIO_ZEROPAGE) == 32);
     assert!(size_of::<uffdio_writeprotect>() == 24 && carried(UFFDIO_WRITEPROTECT) == 24);
     assert!(size_of::<uffdio_move>() == 40 && carried(UFFDIO_MOVE) == 40);
+    assert!(size_of::<uffdio_poison>() == 32 && carried(UFFDIO_POISON) == 32);
     assert!(size_of::<pm_scan_arg>() == 96 && carried(PAGEMAP_SCAN) == 96);
     assert!(size_of::<procmap_query>() == 104 && carried(PROCMAP_QUERY) == 104);
     assert!(size_of::<Message>() == 32);

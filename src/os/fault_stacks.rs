@@ -19,7 +19,7 @@ const STACK_BYTES: u64 = 128 << 10;
 const ALL: u32 = (1 << FAULT_STACKS) - 1;
 
 /// What runs on a private stack: a word of the caller's, the stack's number, and the fault.
-pub type OnStack = extern "C" fn(context: usize, number: usize, at: u64, write: bool);
+pub type OnStack = extern "C" fn(context: usize, number: usize, at: u64, write: bool) -> bool;
 
 /// The stacks of one space. Lives in private memory.
 #[derive(Debug)]
@@ -40,10 +40,11 @@ impl FaultStacks {
         Ok(Self { stacks, taken: AtomicU32::new(0) })
     }
 
-    /// Calls `act` on a free stack; sleeps while none is free. `act` does not unwind and returns. The caller has
+    /// What `act` returns on a free stack; sleeps while none is free. `act` does not unwind and returns. The caller has
     /// blocked signals: a handler that ran on a private stack would have it to itself until it returned.
-    pub fn run(&self, act: OnStack, context: usize, at: u64, write: bool) {
+    pub fn run(&self, act: OnStack, context: usize, at: u64, write: bool) -> bool {
         let number = self.claim();
+        let result: u64;
         let top = self.stacks[number].range().end().0;
         // SAFETY: the stack is this thread's until it is given back below; its top is a page boundary, as the calling
         // convention wants it. The callee restores r12, which holds our stack pointer, and everything else that the
@@ -59,10 +60,13 @@ impl FaultStacks {
                 in("rsi") number,
                 in("rdx") at,
                 in("rcx") u64::from(write),
+                lateout("rax") result,
                 clobber_abi("C"),
             );
         }
         self.give_back(number);
+        // The convention says nothing of the bits above a boolean's.
+        result & 1 != 0
     }
 
     fn claim(&self) -> usize {
@@ -107,7 +111,7 @@ mod tests {
         elsewhere: AtomicUsize,
     }
 
-    extern "C" fn look(context: usize, number: usize, at: u64, write: bool) {
+    extern "C" fn look(context: usize, number: usize, at: u64, write: bool) -> bool {
         // SAFETY: the test passes a reference that outlives the call.
         let seen = unsafe { &*(context as *const Seen) };
         let here = VirtRange::of_pages(VirtAddr(&raw const number as u64).page_floor(), 1);
@@ -118,6 +122,7 @@ mod tests {
         let deep: f64 = std::hint::black_box([1.5f64; 4096]).iter().sum();
         seen.sum.fetch_add(at + u64::from(write) + deep as u64 - 6144, Ordering::Relaxed);
         seen.inside[number].fetch_sub(1, Ordering::SeqCst);
+        write
     }
 
     #[test]
@@ -132,12 +137,13 @@ mod tests {
             for _ in 0..2 * FAULT_STACKS {
                 scope.spawn(|| {
                     (0..1000).for_each(|at| {
-                        seen.stacks.run(look, &raw const seen as usize, at, at % 2 == 0);
+                        let write = at % 3 == 0;
+                        assert_eq!(seen.stacks.run(look, &raw const seen as usize, at, write), write);
                     });
                 });
             }
         });
         assert_eq!(seen.elsewhere.into_inner(), 0, "calls off a private stack, or two on one");
-        assert_eq!(seen.sum.into_inner(), 2 * FAULT_STACKS as u64 * (999 * 1000 / 2 + 500));
+        assert_eq!(seen.sum.into_inner(), 2 * FAULT_STACKS as u64 * (999 * 1000 / 2 + 334));
     }
 }

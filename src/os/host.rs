@@ -363,6 +363,31 @@ impl Host for LinuxHost {
         })
     }
 
+    fn poison(&self, range: VirtRange) -> (u64, Result<(), HostError>) {
+        if !self.features().poison() {
+            return (0, Err(HostError::NotSupported));
+        }
+        let (mut poisoned, mut stopped) = (0, Ok(()));
+        walk(
+            0..range.pages(),
+            |page, pages| {
+                let at = range.start() + page * PAGE_BYTES;
+                let (uffd, pages) = self.uffd_for(at, pages);
+                uffd.poison(VirtRange::of_pages(at, pages))
+            },
+            |done| poisoned += done.end - done.start,
+            |page, errno| {
+                if errno.0 == libc::EEXIST {
+                    self.uffd.wake(VirtRange::of_pages(range.start() + page * PAGE_BYTES, 1));
+                    return Step::Skip;
+                }
+                stopped = Err(errno.into());
+                Step::Stop
+            },
+        );
+        (poisoned, stopped)
+    }
+
     fn wake(&self, range: VirtRange) {
         self.uffd.wake(range);
     }

@@ -321,7 +321,10 @@ impl LinuxHost {
             |done| moved |= run_of(done),
             |page, errno| {
                 let mut errno = errno;
-                if self.way == TakeWay::Move && matches!(errno.0, libc::EINVAL | libc::EBUSY | libc::ENOENT) {
+                if self.way == TakeWay::Move
+                    && matches!(errno.0, libc::EINVAL | libc::EBUSY | libc::ENOENT | libc::EEXIST)
+                {
+                    // A copy takes the place of a page that was poisoned, too; a move does not.
                     let words =
                         &self.staging.words(staging)[page as usize * WORDS_PER_PAGE..][..WORDS_PER_PAGE];
                     match self.uffd_for(at(page), 1).0.copy(at(page), words) {

@@ -63,6 +63,10 @@ impl Features {
     pub const fn move_pages(self) -> bool {
         self.has(raw::UFFD_FEATURE_MOVE)
     }
+    /// `UFFDIO_POISON` (Linux 6.6): without it a thread that needs a page which its device cannot give back waits on.
+    pub const fn poison(self) -> bool {
+        self.has(raw::UFFD_FEATURE_POISON)
+    }
     /// Write protection of anonymous memory.
     pub const fn write_protect(self) -> bool {
         self.has(raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP)
@@ -152,7 +156,8 @@ impl Userfaultfd {
         if !features.events() {
             return Err(UserfaultfdError::Lacks("events"));
         }
-        let mut want = raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP | raw::UFFD_FEATURE_MOVE;
+        let mut want =
+            raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP | raw::UFFD_FEATURE_MOVE | raw::UFFD_FEATURE_POISON;
         if role != Role::Staging {
             want |= raw::UFFD_FEATURE_EVENT_UNMAP
                 | raw::UFFD_FEATURE_EVENT_REMOVE
@@ -239,6 +244,14 @@ impl Userfaultfd {
         // SAFETY: no pointer is stored; only absent pages change.
         let result = unsafe { ioctl(self.raw(), abi::UFFDIO_ZEROPAGE, &mut arg) };
         classify(result, arg.zeropage, range.bytes())
+    }
+
+    /// Makes touches of absent pages SIGBUS and wakes who waits.
+    pub(crate) fn poison(&self, range: VirtRange) -> Outcome {
+        let mut arg = abi::uffdio_poison { range: range_arg(range), mode: 0, updated: 0 };
+        // SAFETY: no pointer is stored; only absent pages change.
+        let result = unsafe { ioctl(self.raw(), abi::UFFDIO_POISON, &mut arg) };
+        classify(result, arg.updated, range.bytes())
     }
 
     /// Protects the present pages of a range against writing, or ends that and wakes who waits.

@@ -31,7 +31,8 @@ pub trait Device: Sync {
     fn copy_out(&self, src: DevMemAddr, dst: &[Word]) -> Result<(), DeviceError>;
 
     /// The host's own view of device memory, where there is one (`DeviceCaps::driver_free`): lets a page be
-    /// copied to the application by one system call.
+    /// copied to the application by one system call. `None`, too, when the memory behind it cannot be read any more:
+    /// it is what a page is read through when `copy_out` fails, and what it shows is believed.
     fn window(&self, at: DevMemAddr, bytes: u64) -> Option<&[Word]>;
 
     /// Enters `pages` translations from `at` on into the device page table, over whatever was there. The device

@@ -11,7 +11,8 @@ use crate::units::{Access, BlockNo, PageMask, VirtAddr, VirtRange};
 /// mapping into a staging slot.
 ///
 /// # Who may call what
-/// * Inside the gate: `mirror`, `arm`, `disarm`, `take`, `give`, `give_words`, `fill_zero`, `unprotect`.
+/// * Inside the gate: `mirror`, `arm`, `disarm`, `take`, `give`, `give_words`, `fill_zero`, `poison`,
+///   `unprotect`.
 /// * Outside gate and locks only, since it may wait for the reader of events: `populate`, `drop_taken`.
 /// * Anywhere: the rest.
 ///
@@ -81,6 +82,15 @@ pub trait Host: Sync {
     /// Fills absent pages with zeros and wakes who waits for them. Stops at the first present page. Returns how
     /// many pages were filled.
     fn fill_zero(&self, range: VirtRange) -> (u64, Result<(), HostError>);
+
+    /// Makes each touch of the absent pages of a range an error from now on, as that of memory that has failed (SIGBUS for
+    /// a thread, EFAULT or EHWPOISON for a system call), and wakes who waits for them. Present pages are passed over. A
+    /// page that is given later takes the error's place. Returns how many pages it is.
+    ///
+    /// # Errors
+    /// [`HostError::Changing`], [`HostError::NotSupported`] by a kernel that has no such thing,
+    /// [`HostError::NoMapping`], [`HostError::OutOfMemory`]; the pages before are poisoned then.
+    fn poison(&self, range: VirtRange) -> (u64, Result<(), HostError>);
 
     /// Lets every thread go on that waits for a page of the range; each touches its page again.
     fn wake(&self, range: VirtRange);

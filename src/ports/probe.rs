@@ -30,11 +30,13 @@ pub enum Count {
     FaultsFailed,
     GateClosed,
     GranulesReserved,
+    CopiesFailed,
+    PagesUnreadable,
 }
 
 impl Count {
     /// Every counter, in the order of their numbers.
-    pub const ALL: [Count; 24] = [
+    pub const ALL: [Count; 26] = [
         Count::DeviceFaults,
         Count::DeviceFaultsDuplicate,
         Count::DeviceBatches,
@@ -59,6 +61,8 @@ impl Count {
         Count::FaultsFailed,
         Count::GateClosed,
         Count::GranulesReserved,
+        Count::CopiesFailed,
+        Count::PagesUnreadable,
     ];
 }
 

@@ -202,6 +202,7 @@ fn start(
         reader: None,
         pool: None,
         workers: Vec::new(),
+        ended: false,
         place,
     };
     let reader = core.clone();

@@ -8,7 +8,7 @@ use super::request::{Answered, Ask, Request};
 use crate::dma::DmaRange;
 use crate::fault::{BlockFault, group, register, release, revalidate, serve, serve_alias};
 use crate::granule::UserptrNo;
-use crate::migrate::{Retry, to_ram, unlink};
+use crate::migrate::{Retry, abandon, to_ram, unlink};
 use crate::ports::{Clock, Count, DeviceFault, Host, Timing};
 use crate::units::{BlockNo, DeviceId, GRANULE_BYTES, Iova, PageIndex, PageMask, Seat, VirtAddr, VirtRange};
 
@@ -241,12 +241,12 @@ impl DeviceThread<'_> {
         self.range_to_ram(space.host.window());
         let mut left = 0;
         for index in space.tables.all_blocks() {
-            let _inside = space.gate.enter(self.seat, space.park);
+            let inside = space.gate.enter(self.seat, space.park);
             let mut block = space.tables.lock(index, space.park);
             unlink(space, &mut block, self.device, &PageMask::FULL);
-            if block.owner() == self.device {
-                left += block.device_private().count() as u64;
-            }
+            drop(block);
+            drop(inside);
+            left += abandon(space, self.seat, index, self.device) as u64;
         }
         for index in space.tables.all_blocks() {
             let granule = space.tables.granule(space.tables.record(index).number().granule());

@@ -14,7 +14,8 @@
 //!
 //! # End
 //! Dropping an [`Svm`] refuses new faults, brings every device-private page to RAM, unlinks, unregisters, and ends the
-//! threads, in this order: device threads drain and end, then the reader (which served the faults of the drain).
+//! threads, in this order: device threads drain and end, then the reader (which served the faults of the drain). Pages
+//! that cannot be read back from their device are poisoned, not left to read as zeros; [`Svm::close`] says how many.
 
 mod builder;
 mod core;
@@ -34,7 +35,7 @@ pub use region::{Region, RegionError};
 pub use request::RequestError;
 pub use sigbus::FaultModeError;
 pub use statistics::{Distribution, MemoryUse, Stats};
-pub use svm::Svm;
+pub use svm::{PagesLeft, Svm};
 pub use userptr::{Submission, Userptr, UserptrError, UserptrOptions, Valid};
 
 pub use crate::os::FaultMode;

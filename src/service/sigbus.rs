@@ -146,32 +146,36 @@ fn serve(at: u64, write: bool) -> bool {
     if EVER.load(Ordering::Acquire) == 0 {
         return false;
     }
-    let serve = |core: &Core| {
+    // Whether the touch is to be made again: not if the page's only copy cannot be read from the device, which is what
+    // SIGBUS means to the application's own handler.
+    let mut again = true;
+    let mut serve = |core: &Core| {
         let ours = core.host.fault_mode(VirtAddr(at)) == FaultMode::Sigbus;
         if ours {
-            core.fault_stacks.run(serve_on_stack, core::ptr::from_ref(core) as usize, at, write);
+            again = core.fault_stacks.run(serve_on_stack, core::ptr::from_ref(core) as usize, at, write);
         }
         ours
     };
-    if any_space(serve) {
-        return true;
+    if any_space(&mut serve) {
+        return again;
     }
     any_space(|core| {
         wait_for_a_round(core);
         false
     });
-    any_space(serve) || is_late(at)
+    if any_space(serve) { again } else { is_late(at) }
 }
 
-extern "C" fn serve_on_stack(core: usize, number: usize, at: u64, write: bool) {
+extern "C" fn serve_on_stack(core: usize, number: usize, at: u64, write: bool) -> bool {
     // SAFETY: `serve` passes the address of a space that it uses.
     let core = unsafe { &*(core as *const Core) };
     let since_ns = core.clock.now_ns();
     core.space.probe.add(Count::CpuFaults, 1);
     let access = if write { Access::Write } else { Access::Read };
-    let fault = CpuFault { at: VirtAddr(at), access, write_protected: false, since_ns };
-    serve_in_place(&core.space, Seat(core.first_fault_seat + number as u16), &fault);
+    let fault = CpuFault { at: VirtAddr(at), access, write_protected: false, since_ns, failed_copies: 0 };
+    let served = serve_in_place(&core.space, Seat(core.first_fault_seat + number as u16), &fault);
     core.space.probe.time(Timing::CpuFault, core.clock.now_ns().saturating_sub(since_ns));
+    served
 }
 
 /// Waits until the reader has read and applied everything that waits to be read now.

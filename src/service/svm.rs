@@ -1,5 +1,7 @@
 use std::time::{Duration, Instant};
 
+use thiserror::Error;
+
 use super::builder::SvmBuilder;
 use super::core::Core;
 use super::region::{Region, RegionError};
@@ -17,8 +19,8 @@ use crate::units::{DeviceId, VirtAddr, VirtRange};
 
 /// A shared address space: while it lives, its devices may use every pointer of the process (or of its window).
 ///
-/// Dropping it waits until every page is back in RAM and ordinary memory again. In a child after `fork` dropping it
-/// does nothing: the child has no devices.
+/// Dropping it waits until every page is back in RAM and ordinary memory again; [`Svm::close`] does the same and says
+/// whether a device kept some. In a child after `fork` dropping it does nothing: the child has no devices.
 pub struct Svm {
     pub(super) core: PrivateArc<Core>,
     pub(super) asker: Asker,
@@ -26,6 +28,8 @@ pub struct Svm {
     pub(super) reader: Option<ServiceThread>,
     pub(super) pool: Option<std::sync::Arc<rayon::ThreadPool>>,
     pub(super) workers: Vec<ServiceThread>,
+    /// Whether it has ended: dropping it does nothing more.
+    pub(super) ended: bool,
     /// Declared last: the window is free when everything else is gone.
     pub(super) place: Place,
 }
@@ -143,17 +147,40 @@ impl Svm {
     }
 }
 
-impl Drop for Svm {
-    fn drop(&mut self) {
-        if !self.asker.is_this_process() {
-            return;
+/// Pages were left on a device whose memory cannot be read: their contents are lost. A touch of them is SIGBUS until
+/// they are discarded or unmapped; on a kernel before Linux 6.6 they read as zeros.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("{pages} pages could not be read back from a device; treat what was there as lost and map it anew")]
+pub struct PagesLeft {
+    /// How many pages, of all devices.
+    pub pages: u64,
+}
+
+impl Svm {
+    /// Ends the space as dropping it does, and says what became of it.
+    ///
+    /// # Errors
+    /// [`PagesLeft`]; everything else is back in RAM then.
+    pub fn close(mut self) -> Result<(), PagesLeft> {
+        match self.end() {
+            0 => Ok(()),
+            pages => Err(PagesLeft { pages }),
+        }
+    }
+
+    /// Ends it, once; returns how many pages could not be read back.
+    fn end(&mut self) -> u64 {
+        if !self.asker.is_this_process() || std::mem::replace(&mut self.ended, true) {
+            return 0;
         }
         self.place.let_go();
+        let mut left = 0;
         for device in self.asker.devices() {
             match self.asker.ask_pages(device, Ask::Stop) {
                 Ok(0) => {}
                 Ok(pages) => {
-                    tracing::error!(pages, "pages were left on a device whose memory cannot be read")
+                    left += pages;
+                    tracing::error!(%device, pages, "pages were left on a device whose memory cannot be read")
                 }
                 Err(error) => {
                     tracing::error!(%device, %error, "a device thread ended before it was asked to")
@@ -178,6 +205,13 @@ impl Drop for Svm {
         self.core.space.park.unpark_all(&self.core.rounds);
         self.core.host.release();
         sigbus::leave(&self.core);
+        left
+    }
+}
+
+impl Drop for Svm {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

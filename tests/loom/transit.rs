@@ -90,11 +90,12 @@ model!(
     twins: [ArmedWhileAway]
 );
 
-/// An eviction whose copy fails: the device keeps the only copy, and the CPU thread that was queued on it is served.
+/// An eviction whose copy fails, however often it tries: the device keeps the only copy, and the CPU thread that was queued on it is served.
 fn cpu_fault_against_a_failing_eviction() {
     let world = World::new(1);
     world.start_on_device(0, 8);
-    world.device.fail_copies(1);
+    // The block, then the page three times, then the window.
+    world.device.fail_copies(5);
     world.run([
         |world| world.evict(0, &PageMask::FULL),
         |world| {

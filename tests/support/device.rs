@@ -22,7 +22,7 @@ struct Translations {
     iommu: BTreeMap<u64, (PhysAddr, Access)>,
     /// Engines stay away from system memory.
     quiesced: bool,
-    /// So many copies to system memory fail from now on.
+    /// So many copies to system memory, and looks through the window, fail from now on.
     failing_copies: u32,
 }
 
@@ -55,9 +55,15 @@ impl SimDevice {
     pub fn translation(&self, page: u64) -> Option<(MapTarget, Access)> {
         self.translations.lock().unwrap().pages.get(&no(page_at(page).into())).copied()
     }
-    /// Lets so many copies to system memory fail.
+    /// Lets so many copies to system memory fail; a look through the window counts as one.
     pub fn fail_copies(&self, count: u32) {
         self.translations.lock().unwrap().failing_copies = count;
+    }
+    fn fails(&self) -> bool {
+        let failing = &mut self.translations.lock().unwrap().failing_copies;
+        let fails = *failing > 0;
+        *failing -= u32::from(fails);
+        fails
     }
     pub fn linked_pages(&self) -> usize {
         self.translations.lock().unwrap().iommu.len()
@@ -135,9 +141,7 @@ impl Device for SimDevice {
     }
     fn copy_out(&self, src: DevMemAddr, dst: &[Word]) -> Result<(), DeviceError> {
         self.step.take();
-        let failing = &mut self.translations.lock().unwrap().failing_copies;
-        if *failing > 0 {
-            *failing -= 1;
+        if self.fails() {
             return Err(DeviceError::CopyFailed);
         }
         for page in 0..dst.len() / WORDS_PER_PAGE {
@@ -147,6 +151,9 @@ impl Device for SimDevice {
         Ok(())
     }
     fn window(&self, at: DevMemAddr, bytes: u64) -> Option<&[Word]> {
+        if self.fails() {
+            return None;
+        }
         Some(&self.memory[at.0 as usize / 8..][..bytes as usize / 8])
     }
     fn map(&self, at: DevAddr, pages: u64, target: MapTarget, access: Access) -> Result<(), DeviceError> {

@@ -44,6 +44,8 @@ struct World {
     /// Threads that may need the reader.
     users: u32,
     staging_used: Vec<bool>,
+    /// Absent pages whose touch is an error.
+    poisoned: BTreeSet<u64>,
 }
 
 pub struct SimHost {
@@ -127,6 +129,7 @@ impl SimHost {
             let mut world = self.world.lock().unwrap();
             world.mapped.remove(&number);
             world.present.remove(&number);
+            world.poisoned.remove(&number);
             world.armed.remove(&number);
             if !world.mirrored.remove(&number) {
                 return;
@@ -142,7 +145,7 @@ impl SimHost {
     }
 
     /// Applies `change` to the page's value as one access of a CPU thread; waits while the page is away. `None`: no
-    /// mapping, or no permission.
+    /// mapping, no permission, or poison.
     pub fn touch(&self, page: u64, change: impl Fn(u64) -> u64) -> Option<u64> {
         let number = no(page_at(page));
         loop {
@@ -154,6 +157,9 @@ impl SimHost {
                     let new = change(value);
                     world.present.insert(number, new);
                     return Some(value);
+                }
+                if world.poisoned.contains(&number) {
+                    return None;
                 }
                 if !world.armed.contains(&number) {
                     world.present.insert(number, change(0));
@@ -351,6 +357,7 @@ impl Host for SimHost {
             return (0, Err(HostError::Present));
         }
         world.present.insert(no(at), words[0].load(Relaxed));
+        world.poisoned.remove(&no(at));
         self.wake_pages(&mut world, VirtRange::of_pages(at, 1));
         (1, Ok(()))
     }
@@ -373,6 +380,21 @@ impl Host for SimHost {
             filled += 1;
         }
         (filled, Ok(()))
+    }
+    fn poison(&self, range: VirtRange) -> (u64, Result<(), HostError>) {
+        self.step();
+        let mut world = self.world.lock().unwrap();
+        if world.changing > 0 {
+            return (0, Err(HostError::Changing));
+        }
+        let mut poisoned = 0;
+        for page in no(range.start())..no(range.end()) {
+            if world.mapped.contains_key(&page) && !world.present.contains_key(&page) {
+                poisoned += u64::from(world.poisoned.insert(page));
+            }
+        }
+        self.wake_pages(&mut world, range);
+        (poisoned, Ok(()))
     }
     fn unprotect(&self, _: VirtRange) -> Result<(), HostError> {
         // Nothing is ever protected here.

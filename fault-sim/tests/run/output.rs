@@ -3,7 +3,7 @@
 use super::{fault_sim, run_json};
 
 /// The keys are a promise to other programs: this list may grow, and nothing in it changes.
-const KEYS: [&str; 61] = [
+const KEYS: [&str; 63] = [
     "verified",
     "error",
     "workload",
@@ -37,6 +37,8 @@ const KEYS: [&str; 61] = [
     "invalidated_pages",
     "granules_reserved",
     "gate_closed",
+    "copies_failed",
+    "unreadable_pages",
     "iommu_errors",
     "retries_sequence",
     "retries_newly_mirrored",

@@ -184,7 +184,7 @@ impl Device for SoftwareDevice {
         DeviceCaps {
             name: "software",
             memory_bytes: self.inner.memory.bytes(),
-            driver_free: true,
+            driver_free: self.inner.fate.has_window(),
             can_quiesce: true,
         }
     }
@@ -213,6 +213,9 @@ impl Device for SoftwareDevice {
     }
 
     fn window(&self, at: DevMemAddr, bytes: u64) -> Option<&[Word]> {
+        if !self.inner.fate.has_window() {
+            return None;
+        }
         self.inner.memory.words(at, bytes)
     }
 

@@ -28,6 +28,10 @@ pub struct Inject {
     pub copy_in_fails_per_million: u32,
     /// Copies from the device that fail, of a million. The data stay on the device.
     pub copy_out_fails_per_million: u32,
+    /// The first so many copies from the device fail, then they go well (as far as nothing else fails them).
+    pub first_copy_outs_fail: u64,
+    /// The host has no view of device memory: `window` is always `None`.
+    pub no_window: bool,
     /// Calls of `map` that find no memory for tables, of a million.
     pub map_fails_per_million: u32,
     /// Every copy fails after so many copies of both kinds went well.
@@ -129,6 +133,7 @@ impl Fate {
         let fate = if self.inject.lost_at_copy.is_some_and(|at| all == at) {
             CopyFate::Loses
         } else if self.inject.copies_fail_after.is_some_and(|after| all >= after)
+            || (step == Step::CopyOut && number < self.inject.first_copy_outs_fail)
             || self.is_drawn(step, number, per_million)
         {
             CopyFate::Fails
@@ -144,6 +149,11 @@ impl Fate {
         self.wait(Step::Map, number, self.latency.map_ns);
         self.inject.maps_fail_after.is_none_or(|after| number < after)
             && !self.is_drawn(Step::Map, number, self.inject.map_fails_per_million)
+    }
+
+    /// Whether the host sees device memory.
+    pub(crate) fn has_window(&self) -> bool {
+        !self.inject.no_window
     }
 
     /// Delays a fault on its way into the buffer.
