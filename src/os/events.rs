@@ -10,7 +10,7 @@
 #![allow(unsafe_code, reason = "poll, eventfd, and descriptors that come out of messages")]
 
 use core::sync::atomic::{AtomicI32, Ordering};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use linux_raw_sys::general as raw;
 
@@ -67,6 +67,12 @@ impl Signal {
         let mut count = 0u64;
         // SAFETY: eight bytes of this stack. Nothing to read is nothing to consume.
         unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };
+    }
+}
+
+impl AsFd for Signal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

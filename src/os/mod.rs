@@ -20,10 +20,12 @@
 //! | `staging`, `take`, `drops` | slots, pages on their way through them, discards of our own |
 //! | `whole` | blocks that left as huge pages |
 //! | `events` | what the kernel tells, and children after fork |
+//! | `closing` | the end of all that |
 //! | `host` | [`LinuxHost`], which is all of these behind [`Host`](crate::ports::Host) |
 
 mod abi;
 pub mod clock;
+mod closing;
 mod drops;
 mod events;
 mod fault_mode;

@@ -21,6 +21,7 @@
 #![allow(unsafe_code, reason = "discards pages of staging memory")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::os::fd::AsFd;
 
 use super::abi::{Errno, MOVE_MODE_ALLOW_SRC_HOLES};
 use super::park::FutexPark;
@@ -186,6 +187,13 @@ impl Staging {
             staging.push(index, List::of(&PageMask::EMPTY, Shape::Bare, index >= staging.large));
         });
         Ok(staging)
+    }
+
+    /// Nothing is taken any more: ends this part's hold on the main userfaultfd.
+    pub(super) fn retire(&self, instead: &impl AsFd) {
+        if let Some((main, _)) = &self.moving {
+            main.retire(instead);
+        }
     }
 
     /// Pages that may be there, in bytes.
@@ -439,7 +447,8 @@ impl Drop for Staging {
         // Unmapping memory that gives events would wait for a reader, and there is none any more.
         if let Some((main, _)) = &self.moving {
             let ended = main.unregister(self.memory.range());
-            debug_assert_eq!(ended, Ok(()), "staging memory is registered as a whole");
+            let is_retired = ended == Err(Errno(libc::ENOTTY));
+            debug_assert!(ended == Ok(()) || is_retired, "staging memory is registered as a whole");
         }
     }
 }

@@ -190,6 +190,18 @@ impl Userfaultfd {
         Ok(Self { fd, features: self.features })
     }
 
+    /// Ends this userfaultfd, if no other descriptor is one: every registration is gone, whoever waits goes on. The
+    /// number stays taken, and names what `instead` names from now on.
+    pub(crate) fn retire(&self, instead: &impl AsFd) {
+        // SAFETY: both are open. What the number names is replaced in one step: a call that is under way in another
+        // thread keeps what it began with, a later one is refused by the file that it finds.
+        while unsafe { libc::dup3(instead.as_fd().as_raw_fd(), self.raw(), libc::O_CLOEXEC) } < 0 {
+            if !matches!(Errno::last().0, libc::EINTR | libc::EBUSY) {
+                return;
+            }
+        }
+    }
+
     pub(crate) fn features(&self) -> Features {
         self.features
     }

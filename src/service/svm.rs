@@ -205,6 +205,8 @@ impl Svm {
         self.core.space.park.unpark_all(&self.core.rounds);
         self.core.host.release();
         sigbus::leave(&self.core);
+        // A userptr may outlive this, and the host with it: the kernel must not wait for a reader that has gone.
+        self.core.host.close();
         left
     }
 }
