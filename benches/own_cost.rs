@@ -9,13 +9,12 @@ use criterion::Criterion;
 use granule::fault::{BlockFault, group, invalidate, serve};
 use granule::policy::{Granularity, LinkOnly, MigrateOnFault, Policy};
 use granule::ports::{Count, DeviceFault};
-use granule::units::{BlockNo, DeviceId, PageMask, Seat};
+use granule::units::{DeviceId, Seat};
 use support::{AtomicProbe, Bound, NoopMemory, NoopSpace, Report, Row, rounds, spread_faults};
 
 const BLOCKS: usize = 64;
 const UNITS_PER_BLOCK: usize = 32;
-const NO_FAULT: BlockFault =
-    BlockFault { block: BlockNo(0), device: DeviceId(0), faulted: PageMask::EMPTY, written: PageMask::EMPTY };
+const NO_FAULT: BlockFault = BlockFault::NONE;
 
 /// Serves batches of `batch` faults until all are served; nanoseconds for all of it.
 fn serve_all(space: &NoopSpace<'_>, faults: &[DeviceFault], batch: usize) -> f64 {

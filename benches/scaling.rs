@@ -11,7 +11,7 @@ use granule::Svm;
 use granule::fault::{BlockFault, group, invalidate, serve};
 use granule::policy::{Granularity, MigrateOnFault};
 use granule::ports::DeviceFault;
-use granule::units::{BLOCK_BYTES, BlockNo, DeviceId, PageMask, Seat};
+use granule::units::{BLOCK_BYTES, DeviceId, Seat};
 use granule_backends::software::SoftwareDevice;
 use support::{
     AtomicProbe, Bound, NoopMemory, NoopSpace, Region, Report, Row, is_quick, median, paired, spread_faults,
@@ -20,8 +20,7 @@ use support::{
 const BLOCKS: usize = 128;
 const UNITS_PER_BLOCK: usize = 32;
 const PASSES: usize = 8;
-const NO_FAULT: BlockFault =
-    BlockFault { block: BlockNo(0), device: DeviceId(0), faulted: PageMask::EMPTY, written: PageMask::EMPTY };
+const NO_FAULT: BlockFault = BlockFault::NONE;
 
 fn serve_one_by_one(space: &NoopSpace<'_>, seat: Seat, faults: &[DeviceFault]) {
     let mut groups = [NO_FAULT; 1];

@@ -1,5 +1,6 @@
 //! What the world can do wrong: each error is of the access that met it, and no page is lost.
 #![cfg(not(granule_loom))]
+#![allow(unsafe_code, reason = "locks pages as an application does")]
 
 mod real;
 
@@ -122,6 +123,62 @@ fn a_full_device_with_nothing_to_evict_gets_a_link() {
     for page in 0..512 {
         assert_eq!(world.load(base + page * PAGE), Ok(page as u64));
     }
+    unmap(base, 4 * MIB);
+}
+
+/// A link is not for ever: what could not move then goes to the device when the program asks again.
+#[test]
+fn prefetching_tries_linked_pages_again() {
+    let _alone = alone(60);
+    let world = World::new(8 * MIB, |builder| builder.granularity(Granularity::Kib4));
+    let at = map_aligned(2 * MIB);
+    (0..8).for_each(|page| poke(at + page * PAGE, page as u64));
+    // SAFETY: the test's own page.
+    assert_eq!(unsafe { libc::mlock((at + 3 * PAGE) as *const _, PAGE) }, 0);
+    world.store(at + 3 * PAGE, 30).expect("linked");
+    assert_eq!(
+        (present(at, 8), world.count(Count::PagesLinked)),
+        (8, 1),
+        "a locked page is refused by the kernel"
+    );
+    assert_eq!(world.prefetch(at, 8), 8);
+    assert_eq!(present(at, 8), 1, "it is refused still, and its neighbours go");
+    assert_eq!((world.load(at + 3 * PAGE), peek(at + 3 * PAGE)), (Ok(30), 30));
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::munlock((at + 3 * PAGE) as *const _, PAGE) }, 0);
+    assert_eq!(world.load(at + 3 * PAGE), Ok(30), "linked still: the device does not fault");
+    assert_eq!(present(at, 8), 1);
+    assert_eq!(world.prefetch(at, 8), 8);
+    assert_eq!(present(at, 8), 0, "now it goes");
+    for page in 0..8 {
+        assert_eq!(peek(at + page * PAGE), if page == 3 { 30 } else { page as u64 });
+    }
+    assert_eq!(world.device.counters().iommu_errors, 0);
+    unmap(at, 2 * MIB);
+}
+
+/// The same for a device that was full: its memory could not be freed, and then it could.
+#[test]
+fn prefetching_finds_room_that_was_not_there() {
+    let _alone = alone(60);
+    let inject = Inject { first_copy_outs_fail: 5_000, no_window: true, ..Inject::default() };
+    let device = SoftwareDevice::builder().memory_bytes(2 << 20).inject(inject).build().expect("a device");
+    let world = World::over(device, |builder| builder.granularity(Granularity::Kib4));
+    let base = map_aligned(4 * MIB);
+    for page in 0..512 {
+        world.store(base + page * PAGE, page as u64).expect("writable");
+    }
+    let late = base + 2 * MIB;
+    world.store(late, 9).expect("linked: the device is full, and nothing leaves it");
+    assert_eq!((present(late, 1), world.count(Count::PagesLinked)), (1, 1));
+    let mut home = 0;
+    while home < 512 {
+        home += world.to_ram(base, 512);
+    }
+    assert_eq!(world.prefetch(late, 1), 1);
+    assert_eq!(present(late, 1), 0, "it went");
+    assert_eq!((world.load(late), peek(late)), (Ok(9), 9));
+    (0..512).for_each(|page| assert_eq!(peek(base + page * PAGE), page as u64));
     unmap(base, 4 * MIB);
 }
 

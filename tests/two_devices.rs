@@ -2,20 +2,60 @@
 #![cfg(not(granule_loom))]
 #![allow(unsafe_code, reason = "reads memory that devices write")]
 
-use granule::ports::Count;
+use std::sync::{Mutex, PoisonError};
+
+use granule::ports::{Count, FaultCause};
 use granule::service::RequestError;
 use granule::units::{DeviceId, VirtAddr, VirtRange};
 use granule::{Granularity, Svm};
-use granule_backends::software::SoftwareDevice;
+use granule_backends::software::{AccessError, Inject, SoftwareDevice};
 
 const WORDS: usize = 1 << 15;
+
+/// One test at a time: each has a space over the whole process.
+static ONE: Mutex<()> = Mutex::new(());
 
 fn device() -> SoftwareDevice {
     SoftwareDevice::builder().memory_bytes(8 << 20).engines(1).build().unwrap()
 }
 
+/// A page that one device does not give back is an error for the other one, at once; what else lies in its block is not.
+#[test]
+fn a_device_that_keeps_a_page_does_not_hold_the_other_one_up() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let inject = Inject { first_copy_outs_fail: u64::MAX, no_window: true, ..Inject::default() };
+    let bad = SoftwareDevice::builder().memory_bytes(8 << 20).engines(1).inject(inject).build().unwrap();
+    let good = device();
+    let svm = Svm::builder()
+        .device(bad.clone())
+        .device(good.clone())
+        .granularity(Granularity::Kib4)
+        .build()
+        .unwrap();
+    let mut numbers = vec![7u64; WORDS];
+    // Two pages of one block, wholly inside of the vector.
+    let first = (numbers.as_mut_ptr() as u64).next_multiple_of(2 << 13);
+    assert_eq!(svm.prefetch(VirtRange::of_pages(VirtAddr(first), 1), DeviceId(0)), Ok(1));
+    let begin = std::time::Instant::now();
+    good.run(|engine| {
+        assert!(matches!(
+            engine.load::<u64>(first),
+            Err(AccessError::Fault { cause: FaultCause::DeviceFailed, .. })
+        ));
+        assert_eq!(engine.load::<u64>(first + 4096), Ok(7), "linked beside the page that is stuck");
+        Ok(())
+    })
+    .unwrap();
+    println!("told after {:?}", begin.elapsed());
+    bad.run(|engine| engine.load::<u64>(first).map(|found| assert_eq!(found, 7))).unwrap();
+    assert_eq!(svm.close().expect_err("it is still there").pages, 1);
+    // The page is lost and a touch of it is an error: not to be freed with its neighbours' memory in one piece.
+    std::mem::forget(numbers);
+}
+
 #[test]
 fn two_devices_and_the_cpu_take_turns_on_the_same_pages() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (first, second) = (device(), device());
     let svm = Svm::builder()
         .device(first.clone())

@@ -12,6 +12,20 @@ pub struct BlockFault {
     pub faulted: PageMask,
     /// Of these, pages written.
     pub written: PageMask,
+    /// Nobody faulted: the program asks that the pages be on the device. Pages that are linked are tried again, since the
+    /// reason for which they could not move (a device without room, a pin) may be gone.
+    pub prefetch: bool,
+}
+
+impl BlockFault {
+    /// No page of block 0: a place holder.
+    pub const NONE: Self = Self {
+        block: BlockNo(0),
+        device: DeviceId(0),
+        faulted: PageMask::EMPTY,
+        written: PageMask::EMPTY,
+        prefetch: false,
+    };
 }
 
 /// Sorts a batch by address and writes one [`BlockFault`] per block to `groups`, ascending. Returns how many, and
@@ -25,7 +39,7 @@ pub fn group(faults: &mut [DeviceFault], device: DeviceId, groups: &mut [BlockFa
         let at = VirtAddr(fault.at.0);
         let (block, page) = (BlockNo::of(at), PageIndex::of(at));
         if used == 0 || groups[used - 1].block != block {
-            groups[used] = BlockFault { block, device, faulted: PageMask::EMPTY, written: PageMask::EMPTY };
+            groups[used] = BlockFault { block, device, ..BlockFault::NONE };
             used += 1;
         }
         let group = &mut groups[used - 1];
@@ -53,12 +67,7 @@ mod tests {
             fault(base + 4097, Access::Write),
             fault(base + 9, Access::Write),
         ];
-        let empty = BlockFault {
-            block: BlockNo(0),
-            device: DeviceId(0),
-            faulted: PageMask::EMPTY,
-            written: PageMask::EMPTY,
-        };
+        let empty = BlockFault::NONE;
         let mut groups = [empty; 4];
         assert_eq!(group(&mut faults, DeviceId(3), &mut groups), (2, 1));
         assert_eq!(groups[0].block, BlockNo(7));

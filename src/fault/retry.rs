@@ -46,6 +46,7 @@ impl Ladder {
             Retry::Changing | Retry::NoStaging => (Climb::Pause, Count::RetryAddressSpaceChanging),
             Retry::DeviceFull => (Climb::Evict, Count::RetryDeviceFull),
             Retry::OtherOwner => (Climb::BringHome, Count::RetryTakenBack),
+            Retry::Unreadable => (Climb::Pause, Count::RetryTakenBack),
         };
         match self.left.checked_sub(1) {
             Some(left) => {

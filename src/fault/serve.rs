@@ -47,7 +47,12 @@ struct Tries {
     may_move: bool,
     /// Pages that were refused once and made private again since.
     unshared: PageMask,
+    /// How often in a row nothing came home from the device that has the block.
+    barren: u32,
 }
+
+/// After so many vain attempts in a row the other device counts as one that does not give its pages back.
+const BARREN: u32 = 4;
 
 /// Serves the faults of one device on one block, until every page has its answer. Called by a worker without gate
 /// and locks. Parks on the gate, on block locks and on transits of others; each of these ends without this
@@ -62,7 +67,7 @@ pub fn serve<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &BlockFault) -> A
         }
     };
     let mut ladder = Ladder::new();
-    let mut tries = Tries { may_move: true, unshared: PageMask::EMPTY };
+    let mut tries = Tries { may_move: true, unshared: PageMask::EMPTY, barren: 0 };
     loop {
         let pending = fault.faulted - answer.served - answer.failed();
         if pending.is_empty() {
@@ -81,7 +86,10 @@ pub fn serve<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &BlockFault) -> A
                 tries.may_move = evict_one(space, seat, fault.device, Some(index)) != Evicted::Nothing;
             }
             Climb::BringHome => {
-                let _ = to_ram(space, seat, index, &PageMask::FULL);
+                let home = to_ram(space, seat, index, &PageMask::FULL);
+                tries.barren = if home == Err(Retry::Unreadable) { tries.barren + 1 } else { 0 };
+                // What else the block holds can be linked beside the pages that are stuck.
+                tries.may_move &= tries.barren < BARREN;
             }
             Climb::GiveUp => answer.fail(&pending, FaultCause::RetriesSpent),
         }
@@ -145,7 +153,12 @@ fn attempt<H: Host>(
     drop(inside);
 
     answer.served |= seen.resident;
-    let unknown = seen.unknown | seen.upgrade;
+    let again = if fault.prefetch && tries.may_move && vma.kind == VmaKind::Movable {
+        seen.linked
+    } else {
+        PageMask::EMPTY
+    };
+    let unknown = seen.unknown | seen.upgrade | again;
     if unknown.is_empty() {
         return if !seen.resident.is_empty() {
             Try::Answered
@@ -155,6 +168,9 @@ fn attempt<H: Host>(
             let (pages, written) = (seen.linked, written & seen.linked);
             let job = Link { block: index, pages, written, device: fault.device, vma: &vma, looked, sample };
             link_answer(&link(space, seat, &job), &pages, answer)
+        } else if !seen.foreign.is_empty() && tries.barren >= BARREN {
+            answer.fail(&seen.foreign, FaultCause::DeviceFailed);
+            Try::Answered
         } else if !seen.foreign.is_empty() {
             Try::Again(Retry::OtherOwner)
         } else {

@@ -93,7 +93,8 @@ fn bring_to_ram<H: Host>(space: &Space<'_, H>, seat: Seat, range: VirtRange) -> 
     for (number, index) in space.tables.blocks_in(range) {
         loop {
             match to_ram(space, seat, index, &range.mask_in(number)) {
-                Ok(_) => break,
+                // What cannot be read is found out by the touch that makes pages present.
+                Ok(_) | Err(Retry::Unreadable) => break,
                 Err(Retry::InTransit(busy)) => space.tables.record(index).wait_transit(busy, space.park),
                 Err(why) => return Err(Stopped::Again(why)),
             }

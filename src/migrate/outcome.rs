@@ -19,6 +19,8 @@ pub enum Retry {
     OtherOwner,
     /// All staging slots are in use; pause, then again.
     NoStaging,
+    /// The device that has the pages gave none of them back, however often it was asked; do without.
+    Unreadable,
 }
 
 /// What became of the pages of a move.

@@ -61,9 +61,9 @@ fn move_through<H: Host>(
 
     let copied = copy_out(space, index, record, owner, &pages, staging);
     let given = give_all(space, seat, index, record, &copied, staging);
-    end(space, seat, index, owner, record, &pages);
+    let kept = end(space, seat, index, owner, record, &pages);
     space.probe.add(Count::PagesToRam, given as u64);
-    Ok(given)
+    if copied.is_empty() && !kept.is_empty() { Err(Retry::Unreadable) } else { Ok(given) }
 }
 
 /// Copies pages out of device memory into staging; says which were copied.
@@ -133,7 +133,7 @@ pub(super) fn give_all<H: Host>(
     }
 }
 
-/// Ends a transit to RAM: what was not given stays device-private (its copy failed) and is not mapped.
+/// Ends a transit to RAM: what was not given stays device-private (its copy failed) and is not mapped. Returns that.
 fn end<H: Host>(
     space: &Space<'_, H>,
     seat: Seat,
@@ -141,10 +141,11 @@ fn end<H: Host>(
     owner: DeviceId,
     record: &TransitRecord,
     pages: &PageMask,
-) {
+) -> PageMask {
     let device = space.device(owner);
     let inside = space.gate.enter(seat, space.park);
     let mut block = space.tables.lock(index, space.park);
+    let kept = block.transit_pages(record);
     let _ = block.end_transit(record, &PageMask::EMPTY);
     device.memory.release_unused(&mut block, &space.tables, pages, space.park);
     if block.device_private().is_empty() {
@@ -162,6 +163,7 @@ fn end<H: Host>(
     if waits {
         space.host.wake(number.range());
     }
+    kept
 }
 
 /// The device `owner` goes, and what of a block could not be read back from its memory stays there: a touch of such a page

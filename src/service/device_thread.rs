@@ -24,8 +24,7 @@ pub(super) struct DeviceThread<'a> {
     pub(super) pool: &'a rayon::ThreadPool,
 }
 
-const NO_FAULT: BlockFault =
-    BlockFault { block: BlockNo(0), device: DeviceId(0), faulted: PageMask::EMPTY, written: PageMask::EMPTY };
+const NO_FAULT: BlockFault = BlockFault::NONE;
 
 impl DeviceThread<'_> {
     /// Until asked to stop. The device is attached by whoever starts this thread.
@@ -202,7 +201,8 @@ impl DeviceThread<'_> {
             .blocks()
             .map(|block| {
                 let faulted = range.mask_in(block);
-                let fault = BlockFault { block, device: self.device, faulted, written: PageMask::EMPTY };
+                let fault =
+                    BlockFault { block, device: self.device, faulted, prefetch: true, ..BlockFault::NONE };
                 serve(&self.core.space, self.seat, &fault).served.count() as u64
             })
             .sum()
@@ -217,6 +217,7 @@ impl DeviceThread<'_> {
                 loop {
                     match to_ram(space, self.seat, index, &range.mask_in(number)) {
                         Ok(pages) => break pages as u64,
+                        Err(Retry::Unreadable) => break 0,
                         Err(Retry::InTransit(busy)) => {
                             space.tables.record(index).wait_transit(busy, space.park);
                         }

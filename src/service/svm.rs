@@ -44,7 +44,8 @@ impl Svm {
     }
 
     /// Moves (or links, where memory cannot move) a range to a device now, as if it had faulted on every page of it
-    /// for reading. Waits until it is done; returns how many pages the device may access.
+    /// for reading; pages that are linked because they could not move then are tried again. Waits until it is done; returns
+    /// how many pages the device may access.
     ///
     /// # Errors
     /// [`RequestError`]. Pages without a mapping are not an error: they are not counted.

@@ -131,6 +131,7 @@ impl World {
                         device: DeviceId(0),
                         faulted: one(page),
                         written,
+                        prefetch: false,
                     };
                     if !serve(self.space, Seat(seat), &fault).failed().is_empty() {
                         return None;
