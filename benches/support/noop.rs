@@ -10,8 +10,8 @@ use granule::os::FutexPark;
 use granule::policy::Policy;
 use granule::ports::{
     Count, Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, FollowCount, Give, Host, HostError,
-    HostEvent, Iommu, IommuError, Lookup, MapTarget, Mirrored, Probe, StagingId, Take, Timing, Vma, VmaKind,
-    WORDS_PER_PAGE, Word,
+    HostEvent, Iommu, IommuError, Lookup, MapTarget, Mapped, Mirrored, Probe, StagingId, Take, Timing, Vma,
+    VmaKind, WORDS_PER_PAGE, Word,
 };
 use granule::sync::{AtomicU32, AtomicU64, Ordering};
 use granule::units::{
@@ -135,6 +135,9 @@ impl Iommu for NoopDevice {
     }
     fn unmap(&self, _: Iova, _: u64) -> Result<(), IommuError> {
         Ok(())
+    }
+    fn mapped(&self, _: Iova, _: u64) -> Option<Mapped> {
+        None
     }
     fn flush(&self, _: Iova, _: u64) {}
 }

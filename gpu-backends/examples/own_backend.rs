@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use granule::ports::{
-    Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, Iommu, IommuError, MapTarget, Word,
+    Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, Iommu, IommuError, MapTarget, Mapped, Word,
 };
 use granule::units::{Access, DevAddr, DevMemAddr, Iova, PhysAddr};
 use granule_backends::conformance::{self, TestDevice, TestEngine};
@@ -102,6 +102,9 @@ impl Iommu for OwnBackend {
     }
     fn unmap(&self, iova: Iova, bytes: u64) -> Result<(), IommuError> {
         self.below.iommu().unmap(iova, bytes)
+    }
+    fn mapped(&self, iova: Iova, bytes: u64) -> Option<Mapped> {
+        self.below.iommu().mapped(iova, bytes)
     }
     fn flush(&self, iova: Iova, bytes: u64) {
         self.below.iommu().flush(iova, bytes);

@@ -145,6 +145,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::ports::Mapped;
 
     /// Remembers what is mapped; fails when it has `room` pages.
     struct Naive {
@@ -176,6 +177,13 @@ mod tests {
                 self.mapped.lock().unwrap().remove(&at).ok_or(IommuError::NotMapped(iova))?;
             }
             Ok(())
+        }
+        fn mapped(&self, iova: Iova, bytes: u64) -> Option<Mapped> {
+            let mapped = self.mapped.lock().unwrap();
+            let pages = iova.0 >> PAGE_SHIFT..(iova.0 + bytes) >> PAGE_SHIFT;
+            let (page, phys) = mapped.range(pages).next()?;
+            let (iova, phys) = (Iova(page << PAGE_SHIFT), PhysAddr(phys << PAGE_SHIFT));
+            Some(Mapped { iova, phys, bytes: 1 << PAGE_SHIFT, access: Access::Write })
         }
         fn flush(&self, _: Iova, _: u64) {}
     }

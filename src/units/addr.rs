@@ -67,9 +67,20 @@ address!(
     Iova, "iova"
 );
 address!(
-    /// Whatever names a page to the layer below the IOMMU: for the software device an address of the process,
-    /// for a pinning backend the process address whose page the kernel holds.
+    /// Whatever names a page to the layer below the IOMMU. This is the only place that says what that is:
+    ///
+    /// * the software device: an address in the emulated machine's physical memory, which is the process's own
+    ///   address space, followed by events and not pinned, plus the windows of the devices' memories;
+    /// * VFIO and memory imported by Vulkan or CUDA: an address of the process whose page the kernel pins;
+    /// * a driver in a kernel: a physical address.
+    ///
+    /// It is never an [`Iova`] and never a [`VirtAddr`], also where the numbers are equal: only a backend, or whoever
+    /// pins, turns one into the other.
     PhysAddr, "pa"
+);
+address!(
+    /// An address on the bus between two devices: reaches the peer's memory without passing through an IOMMU.
+    BusAddr, "bus"
 );
 address!(
     /// A byte offset in the memory of one device.

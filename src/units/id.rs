@@ -29,6 +29,15 @@ id!(
     DeviceId(u8), "dev"
 );
 id!(
+    /// Names an address space to a device that serves several: the tag of its DMA. 0 is no PASID (plain DMA); 20 bits
+    /// at most.
+    Pasid(u32), "pasid"
+);
+id!(
+    /// A device as seen by a peer that reaches its memory; numbered by whoever describes the topology.
+    PeerNo(u16), "peer"
+);
+id!(
     /// A place at the gate. Each thread that serves faults has one of its own.
     Seat(u16), "seat"
 );

@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 
 use granule::ports::{
-    Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, Iommu, IommuError, MapTarget, WORDS_PER_PAGE,
-    Word,
+    Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, Iommu, IommuError, MapTarget, Mapped,
+    WORDS_PER_PAGE, Word,
 };
 use granule::units::{Access, DevAddr, DevMemAddr, Iova, PAGE_BYTES, PhysAddr};
 
@@ -228,6 +228,12 @@ impl Iommu for SimDevice {
             translations.iommu.remove(&(iova.0 / PAGE_BYTES + page)).ok_or(IommuError::NotMapped(iova))?;
         }
         Ok(())
+    }
+    fn mapped(&self, iova: Iova, bytes: u64) -> Option<Mapped> {
+        let translations = self.translations.lock().unwrap();
+        let pages = iova.0 / PAGE_BYTES..(iova.0 + bytes) / PAGE_BYTES;
+        let (page, (phys, access)) = translations.iommu.range(pages).next()?;
+        Some(Mapped { iova: Iova(page * PAGE_BYTES), phys: *phys, bytes: PAGE_BYTES, access: *access })
     }
     fn flush(&self, _: Iova, _: u64) {}
 }

@@ -5,12 +5,12 @@
 //! Nothing is pinned: a linked page is followed by events only.
 
 use granule::os::private::PrivateError;
-use granule::ports::{Iommu, IommuError};
+use granule::ports::{Iommu, IommuError, Mapped};
 use granule::units::{Access, Iova, PAGE_BYTES, PhysAddr, SPACE_BYTES};
 
 use super::counters::IommuLog;
 use super::device::Inner;
-use super::page_table::PageTable;
+use super::page_table::{Found, PageTable};
 
 /// Table and errors. The engines' IOTLBs are void with the same generation as their TLBs.
 pub(crate) struct EmulatedIommu {
@@ -65,6 +65,28 @@ impl Iommu for Inner {
             .table
             .clear_present(iova.0, bytes, &self.quiet())
             .map_err(|page| IommuError::NotMapped(Iova(page)))
+    }
+
+    fn mapped(&self, iova: Iova, bytes: u64) -> Option<Mapped> {
+        let end = iova.0.saturating_add(bytes).min(SPACE_BYTES);
+        let table = &self.iommu.table;
+        let at = table.first(iova.0, end.saturating_sub(iova.0), true)?;
+        let mut piece: Option<Mapped> = None;
+        loop {
+            let here = at + piece.map_or(0, |piece| piece.bytes);
+            let Found::Leaf(leaf) = table.find(here) else { return piece };
+            let phys = PhysAddr(leaf.target + (here - leaf.base));
+            let access = if leaf.write { Access::Write } else { Access::Read };
+            let part = (leaf.base + leaf.bytes).min(end) - here;
+            let piece = piece.get_or_insert(Mapped { iova: Iova(at), phys, bytes: 0, access });
+            if piece.phys + piece.bytes != phys || piece.access != access {
+                return Some(*piece);
+            }
+            piece.bytes += part;
+            if here + part >= end {
+                return Some(*piece);
+            }
+        }
     }
 
     fn flush(&self, _: Iova, _: u64) {
