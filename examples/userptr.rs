@@ -22,7 +22,7 @@ fn print_ranges(userptr: &Userptr, when: &str) -> Result<usize, UserptrError> {
     let ranges = userptr.dma_ranges()?;
     println!("{when}:");
     for range in &ranges {
-        println!("  {} + {} KiB", range.addr, range.bytes / 1024);
+        println!("  {} + {} KiB", range.addr, range.len / 1024);
     }
     Ok(ranges.len())
 }

@@ -122,6 +122,24 @@ pub fn switch_off(rule: Option<Rule>) {
     BROKEN.store(rule.map_or(0, |rule| rule as u32), core::sync::atomic::Ordering::Relaxed);
 }
 
+/// A number that no other call returned before (until 2^32 calls were made). No part of any state that a model looks
+/// at, so the real atomic also there.
+pub(crate) fn unique_id() -> u32 {
+    static NEXT: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(1);
+    NEXT.fetch_add(1, core::sync::atomic::Ordering::Relaxed)
+}
+
+/// Waits by looking again: for locks that are held for a few instructions and where nothing else is at hand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SpinPark;
+
+impl Park for SpinPark {
+    fn park(&self, _: &AtomicU32, _: u32) {
+        core::hint::spin_loop();
+    }
+    fn unpark_all(&self, _: &AtomicU32) {}
+}
+
 /// How a thread sleeps until a word changes.
 pub trait Park: Sync {
     /// Sleeps while `*word == expected`; may return early. Must not touch memory that can fault.

@@ -77,7 +77,7 @@ fn a_link_only_userptr_of_odd_bounds_is_the_cpus_own_memory() {
     assert_eq!(user.range().pages(), 10);
     let ranges = user.dma_ranges().unwrap();
     assert_eq!(ranges.len(), 1, "neighbours are merged");
-    assert_eq!(u64::from(ranges[0].bytes), 10 * PAGE);
+    assert_eq!(u64::from(ranges[0].len), 10 * PAGE);
     let at = user.device_address().0;
     device
         .run(|engine| {

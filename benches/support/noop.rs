@@ -1,6 +1,6 @@
 //! Ports that do nothing, as fast as they can: what is left is the library's own work.
 
-use granule::dma::{IovaError, IovaSpace, ReserveIova};
+use granule::dma::{IovaSpace, ReserveIova};
 use granule::granule::{
     BlockRecord, DevicePlane, FineSlots, Gate, GateSeat, GranuleRecord, HomecomingRecord, Homecomings,
     TableMemory, TableNode, Tables, TransitRecord, UserptrRecord, Userptrs,
@@ -171,11 +171,8 @@ impl Probe for AtomicProbe {
 struct Iovas(std::sync::Mutex<IovaSpace>);
 
 impl ReserveIova for Iovas {
-    fn reserve(&self, bytes: u64, align_bytes: u64) -> Result<Iova, IovaError> {
-        self.0.lock().expect("no bench panics here").reserve(bytes, align_bytes)
-    }
-    fn free(&self, base: Iova, bytes: u64) -> Result<(), IovaError> {
-        self.0.lock().expect("no bench panics here").free(base, bytes)
+    fn with(&self, act: &mut dyn FnMut(&mut IovaSpace)) {
+        act(&mut self.0.lock().expect("no bench panics here"));
     }
 }
 

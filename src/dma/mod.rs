@@ -34,13 +34,53 @@
 //! 9. Nothing here allocates while it links, syncs or unlinks, so that it may be called under block locks;
 //!    reserving may (it is asked before locks are taken), and so may lists.
 
+mod attributes;
+mod bounce;
+pub mod convert;
+mod counters;
+mod domain;
+mod error;
+mod hand_sync;
+mod iova_classes;
+mod iova_error;
+mod iova_index;
 mod iova_space;
+mod link;
+mod list;
+mod one_step;
+mod p2p;
 mod page_list;
+mod pasid;
+mod pinned;
 mod range;
+mod replace;
+mod reservation;
+mod reserve_iova;
+mod scatter;
+mod segments;
+mod unlink;
 
-pub use iova_space::{IovaError, IovaSpace, ReserveIova};
+pub use attributes::Attributes;
+pub use counters::DmaCounts;
+pub use domain::{Domain, DomainBuilder};
+pub use error::DmaError;
+pub use iova_error::IovaError;
+pub use iova_space::{IovaRequest, IovaSpace, IovaUse};
+pub use list::{DmaList, PhysList, Piece, RangeList};
+pub use one_step::DmaMapping;
+pub use p2p::{P2pKind, Topology, TopologyError, TopologyNode};
 pub use page_list::PageList;
+pub use pasid::{DmaPasid, PasidError, PasidSpace};
+pub use pinned::{Pinned, pin};
 pub use range::DmaRange;
+pub use replace::Replaced;
+pub use reservation::{DmaSpan, Reservation, Span, Unlinked};
+pub use reserve_iova::ReserveIova;
+pub use scatter::{Provided, Provider, ScatterEntry};
+pub use segments::{SegmentError, SegmentLimits, Segments, segments};
+pub use unlink::Deferred;
+
+use domain::{Translated, Way};
 
 use crate::units::{BlockNo, GranuleNo, Iova, PAGE_SHIFT};
 

@@ -1,25 +1,42 @@
 use core::ops::Range;
 
-use super::DmaRange;
+use super::{DmaError, DmaRange, Domain, Reservation};
 use crate::ports::{Iommu, IommuError};
 use crate::sync::{AtomicU64, Ordering};
-use crate::units::{Access, Iova, PAGE_SHIFT, PhysAddr};
+use crate::units::{Access, Iova, PAGE_BYTES, PAGE_SHIFT, PhysAddr, PhysRange};
 
-/// Pages at fixed positions of one IOVA reservation, and which of them are linked: one bit per page, no address.
-/// Whoever owns the list guards it with a lock of his.
+/// Pages at fixed positions of one IOVA reservation, and which of them are linked: one bit per page, no address; one
+/// more if the device's rights differ from page to page. What somebody who serves page faults needs.
+///
+/// Whoever owns the list guards it with a lock of his: its words change under that lock only. Allocates nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct PageList<'m> {
     base: Iova,
     pages: u64,
     linked: &'m [AtomicU64],
+    /// Which linked pages the device may write, where that differs; else all of them are linked alike.
+    writable: Option<&'m [AtomicU64]>,
+    /// The reservation's count of links, where there is a [`Reservation`].
+    count: Option<&'m AtomicU64>,
 }
 
+/// How many runs are flushed with one wait.
+const FLUSHED: usize = 16;
+
 impl<'m> PageList<'m> {
-    /// A list of `pages` pages over a reservation that begins at `base`. `linked` has a bit per page, word 0 bit 0
-    /// being page 0, and tells what is linked already. Asserts that it is long enough.
+    /// A list of `pages` pages over a reservation that begins at `base`, all linked with the same rights. `linked` has a
+    /// bit per page, word 0 bit 0 being page 0, and tells what is linked already. Asserts that it is long enough.
     pub fn new(base: Iova, pages: u64, linked: &'m [AtomicU64]) -> Self {
         assert!(linked.len() as u64 * 64 >= pages, "a bit per page");
-        Self { base, pages, linked }
+        Self { base, pages, linked, writable: None, count: None }
+    }
+
+    /// The same list with rights page by page: `writable` has a bit per page, set where a linked page may be written.
+    /// Asserts that it is long enough.
+    #[must_use]
+    pub fn with_writable(self, writable: &'m [AtomicU64]) -> Self {
+        assert!(writable.len() as u64 * 64 >= self.pages, "a bit per page");
+        Self { writable: Some(writable), ..self }
     }
 
     /// How many pages it has.
@@ -32,24 +49,34 @@ impl<'m> PageList<'m> {
         self.base + (page << PAGE_SHIFT)
     }
 
-    /// The runs in `within` whose pages are all linked (or all not), ascending, as page positions, end exclusive.
-    pub fn runs(&self, within: Range<u64>, linked: bool) -> impl Iterator<Item = Range<u64>> + 'm {
-        let words = self.linked;
-        let mut at = within.start;
-        let end = within.end.min(self.pages);
-        core::iter::from_fn(move || {
-            let start = next(words, at, end, linked)?;
-            let stop = next(words, start, end, !linked).unwrap_or(end);
-            at = stop;
-            Some(start..stop)
-        })
+    /// Whether a page is linked.
+    pub fn is_linked(&self, page: u64) -> bool {
+        page < self.pages && bit(self.linked, page)
     }
 
-    /// Links the pages of a range that are not linked yet; page *i* of the list is at `phys + i * 4096`. All or
-    /// nothing. Returns how many were linked by this call.
+    /// Whether the device may do this with a page. Without rights page by page: whether it is linked.
+    pub fn allows(&self, page: u64, access: Access) -> bool {
+        let writable = |words| access == Access::Read || bit(words, page);
+        self.is_linked(page) && self.writable.is_none_or(writable)
+    }
+
+    /// How many pages of a range are linked.
+    pub fn linked_pages(&self, within: Range<u64>) -> u64 {
+        self.runs(within, true).map(|run| run.end - run.start).sum()
+    }
+
+    /// The runs in `within` whose pages are all linked (or all not), ascending, as page positions, end exclusive.
+    pub fn runs(&self, within: Range<u64>, linked: bool) -> impl Iterator<Item = Range<u64>> + use<'m> {
+        runs(self.linked, within.start..within.end.min(self.pages), linked)
+    }
+
+    /// Links the pages of a range that are not linked yet; page *i* of the list is at `phys + i * 4096`. Pages that are
+    /// linked keep their address and gain the right to be written, if `access` is more than they have. All or nothing.
+    /// Returns how many were linked by this call.
     ///
     /// # Errors
-    /// What the IOMMU says; what this call had linked is unlinked again.
+    /// What the IOMMU says; what this call had linked is unlinked again. [`IommuError::OutsideAperture`] for pages that
+    /// the list has not.
     pub fn link(
         &self,
         iommu: &dyn Iommu,
@@ -57,19 +84,98 @@ impl<'m> PageList<'m> {
         phys: PhysAddr,
         access: Access,
     ) -> Result<u64, IommuError> {
+        self.inside(&pages)?;
         let mut done = 0;
-        for run in self.runs(pages.clone(), false) {
-            let bytes = (run.end - run.start) << PAGE_SHIFT;
-            let from = phys + (run.start << PAGE_SHIFT);
-            if let Err(error) = iommu.map(self.address(run.start), from, bytes, access) {
-                // The runs before this one are those that are linked now and were not before: undo them by walking
-                // again what was to be linked.
-                self.undo(iommu, pages.start..run.start, done);
-                return Err(error);
-            }
-            done += run.end - run.start;
+        let result =
+            self.link_new(iommu, pages.clone(), phys + (pages.start << PAGE_SHIFT), access, &mut done);
+        self.finish(iommu, pages, access, done, result)
+    }
+
+    /// As [`PageList::link`], for pages that lie anywhere: physical ranges of whole pages, from page `first` on.
+    ///
+    /// # Errors
+    /// As [`PageList::link`]. Asserts that the ranges are whole pages.
+    pub fn link_ranges(
+        &self,
+        iommu: &dyn Iommu,
+        first: u64,
+        ranges: impl IntoIterator<Item = PhysRange, IntoIter: Clone>,
+        access: Access,
+    ) -> Result<u64, IommuError> {
+        let ranges = ranges.into_iter();
+        let mut bytes = 0;
+        for range in ranges.clone() {
+            let whole = range.addr.is_page_aligned() && u64::from(range.len).is_multiple_of(PAGE_BYTES);
+            assert!(whole, "a page list links whole pages");
+            bytes += u64::from(range.len);
         }
-        self.set(pages, true);
+        let beyond = IommuError::OutsideAperture(self.base);
+        let pages = first..first.checked_add(bytes >> PAGE_SHIFT).ok_or(beyond)?;
+        self.inside(&pages)?;
+        let (mut at, mut done) = (first, 0);
+        let mut result = Ok(());
+        for range in ranges {
+            let part = at..at + (u64::from(range.len) >> PAGE_SHIFT);
+            at = part.end;
+            result = self.link_new(iommu, part, range.addr, access, &mut done);
+            if result.is_err() {
+                break;
+            }
+        }
+        self.finish(iommu, pages, access, done, result)
+    }
+
+    fn inside(&self, pages: &Range<u64>) -> Result<(), IommuError> {
+        let inside = pages.start <= pages.end && pages.end <= self.pages;
+        let outside = || Iova(self.base.0.saturating_add(pages.end.saturating_mul(PAGE_BYTES)));
+        if inside { Ok(()) } else { Err(IommuError::OutsideAperture(outside())) }
+    }
+
+    /// Maps what the bits call unlinked in a range whose first page is at `phys`. Changes no bit.
+    fn link_new(
+        &self,
+        iommu: &dyn Iommu,
+        pages: Range<u64>,
+        phys: PhysAddr,
+        access: Access,
+        done: &mut u64,
+    ) -> Result<(), IommuError> {
+        for run in self.runs(pages.clone(), false) {
+            let from = phys + ((run.start - pages.start) << PAGE_SHIFT);
+            iommu.map(self.address(run.start), from, (run.end - run.start) << PAGE_SHIFT, access)?;
+            *done += run.end - run.start;
+        }
+        Ok(())
+    }
+
+    /// After what was unlinked was mapped, or not all of it: upgrades and enters it, or undoes it.
+    fn finish(
+        &self,
+        iommu: &dyn Iommu,
+        pages: Range<u64>,
+        access: Access,
+        done: u64,
+        result: Result<(), IommuError>,
+    ) -> Result<u64, IommuError> {
+        if let Err(error) = result {
+            self.undo(iommu, pages, done);
+            return Err(error);
+        }
+        if let (Some(writable), Access::Write) = (self.writable, access) {
+            for run in self.runs(pages.clone(), true).flat_map(|run| runs(writable, run, false)) {
+                let (at, bytes) = (self.address(run.start), (run.end - run.start) << PAGE_SHIFT);
+                iommu.protect(at, bytes, Access::Write).expect("the bits say that it is linked");
+            }
+            set(writable, pages.clone(), true);
+        }
+        if done > 0 {
+            let bytes = (pages.end - pages.start) << PAGE_SHIFT;
+            iommu.sync(self.address(pages.start), bytes);
+            if let Some(count) = self.count {
+                count.fetch_add(done, Ordering::Release);
+            }
+        }
+        set(self.linked, pages, true);
         Ok(done)
     }
 
@@ -88,40 +194,122 @@ impl<'m> PageList<'m> {
         }
     }
 
-    /// Unlinks what is linked in a range; flushes by run. Returns how many pages that were.
+    /// Unlinks what is linked in a range, holes left out, and takes the rights back: what an invalidation does. Flushes
+    /// by run, many runs with one wait. Returns how many pages that were.
     pub fn unlink(&self, iommu: &dyn Iommu, pages: Range<u64>) -> u64 {
         let mut done = 0;
+        let mut flushed = [(Iova(0), 0); FLUSHED];
+        let mut used = 0;
         for run in self.runs(pages.clone(), true) {
             let bytes = (run.end - run.start) << PAGE_SHIFT;
             iommu.unmap(self.address(run.start), bytes).expect("the bits say that it is linked");
-            iommu.flush(self.address(run.start), bytes);
+            if used == FLUSHED {
+                iommu.flush_runs(&flushed);
+                used = 0;
+            }
+            flushed[used] = (self.address(run.start), bytes);
+            used += 1;
             done += run.end - run.start;
         }
-        self.set(pages, false);
+        match used {
+            0 => return 0,
+            1 => iommu.flush(flushed[0].0, flushed[0].1),
+            _ => iommu.flush_runs(&flushed[..used]),
+        }
+        if let Some(writable) = self.writable {
+            set(writable, pages.start..pages.end.min(self.pages), false);
+        }
+        set(self.linked, pages.start..pages.end.min(self.pages), false);
+        if let Some(count) = self.count {
+            count.fetch_sub(done, Ordering::AcqRel);
+        }
         done
     }
 
-    /// The DMA ranges of everything that is linked, neighbours merged.
-    pub fn dma_ranges(&self, access: Access) -> impl Iterator<Item = DmaRange> + 'm {
+    /// The DMA ranges of everything that is linked, neighbours merged. `access` is that of lists that are linked alike.
+    pub fn dma_ranges(&self, access: Access) -> impl Iterator<Item = DmaRange> + use<'m> {
         let list = *self;
-        let flags = if access == Access::Write { DmaRange::WRITABLE } else { 0 };
-        self.runs(0..self.pages, true).flat_map(move |run| {
-            DmaRange::of_run(list.address(run.start), (run.end - run.start) << PAGE_SHIFT, flags)
-        })
+        self.runs(0..self.pages, true).flat_map(move |run| list.split_by_rights(run, access)).flat_map(
+            move |(run, access)| {
+                let flags = if access == Access::Write { DmaRange::WRITABLE } else { 0 };
+                DmaRange::of_run(list.address(run.start), (run.end - run.start) << PAGE_SHIFT, flags)
+            },
+        )
     }
 
-    fn set(&self, pages: Range<u64>, linked: bool) {
-        let end = pages.end.min(self.pages);
-        let mut at = pages.start;
-        while at < end {
-            let stop = ((at / 64 + 1) * 64).min(end);
-            let mask = (u64::MAX >> (64 - (stop - at))) << (at % 64);
-            let word = &self.linked[(at / 64) as usize];
-            let old = word.load(Ordering::Relaxed);
-            word.store(if linked { old | mask } else { old & !mask }, Ordering::Relaxed);
-            at = stop;
-        }
+    /// A linked run in parts of the same rights.
+    fn split_by_rights(
+        &self,
+        run: Range<u64>,
+        access: Access,
+    ) -> impl Iterator<Item = (Range<u64>, Access)> + use<'m> {
+        let writable = self.writable;
+        let mut at = run.start;
+        core::iter::from_fn(move || {
+            let start = (at < run.end).then_some(at)?;
+            let Some(words) = writable else {
+                at = run.end;
+                return Some((run.clone(), access));
+            };
+            let is_writable = bit(words, start);
+            at = next(words, start, run.end, !is_writable).unwrap_or(run.end);
+            Some((start..at, if is_writable { Access::Write } else { Access::Read }))
+        })
     }
+}
+
+impl Domain<'_> {
+    /// A list over a reservation of this domain, counted with its other links: a reservation with linked pages is not
+    /// freed. `linked` and `writable` have a bit per 4096 bytes of it, and are all clear at first. The domain's devices
+    /// are coherent and the IOMMU's page is 4096 bytes: CPU and device use the pages at once.
+    ///
+    /// # Errors
+    /// [`DmaError::OtherDomain`], [`DmaError::Direct`], [`DmaError::NotCoherent`]; [`DmaError::PageSize`].
+    pub fn page_list<'m>(
+        &self,
+        reservation: &'m Reservation,
+        linked: &'m [AtomicU64],
+        writable: &'m [AtomicU64],
+    ) -> Result<PageList<'m>, DmaError> {
+        self.owns(reservation)?;
+        self.translated()?;
+        if !self.is_coherent() {
+            return Err(DmaError::NotCoherent);
+        }
+        if self.page_bytes != PAGE_BYTES {
+            return Err(DmaError::PageSize(self.page_bytes));
+        }
+        let list = PageList::new(reservation.base, reservation.bytes >> PAGE_SHIFT, linked);
+        Ok(PageList { count: Some(&reservation.linked), ..list.with_writable(writable) })
+    }
+}
+
+fn bit(words: &[AtomicU64], page: u64) -> bool {
+    words[(page / 64) as usize].load(Ordering::Relaxed) >> (page % 64) & 1 != 0
+}
+
+fn set(words: &[AtomicU64], pages: Range<u64>, value: bool) {
+    let mut at = pages.start;
+    while at < pages.end {
+        let stop = ((at / 64 + 1) * 64).min(pages.end);
+        let mask = (u64::MAX >> (64 - (stop - at))) << (at % 64);
+        let word = &words[(at / 64) as usize];
+        let old = word.load(Ordering::Relaxed);
+        word.store(if value { old | mask } else { old & !mask }, Ordering::Relaxed);
+        at = stop;
+    }
+}
+
+/// The runs of a range whose bits are all `wanted`.
+fn runs(words: &[AtomicU64], within: Range<u64>, wanted: bool) -> impl Iterator<Item = Range<u64>> + use<'_> {
+    let mut at = within.start;
+    let end = within.end;
+    core::iter::from_fn(move || {
+        let start = next(words, at, end, wanted)?;
+        let stop = next(words, start, end, !wanted).unwrap_or(end);
+        at = stop;
+        Some(start..stop)
+    })
 }
 
 /// The first page of `at..end` whose bit is `wanted`.
@@ -207,7 +395,7 @@ mod tests {
         assert!(list.runs(0..200, true).eq([50..64, 65..80]));
         let ranges: Vec<_> = list.dma_ranges(Access::Write).collect();
         assert_eq!(ranges.len(), 2);
-        assert_eq!((ranges[1].addr, ranges[1].bytes), (Iova(0x10_0000 + 65 * 4096), 15 * 4096));
+        assert_eq!((ranges[1].addr, ranges[1].len), (Iova(0x10_0000 + 65 * 4096), 15 * 4096));
         assert_eq!(list.unlink(&iommu, 0..200), 29);
         assert!(iommu.mapped.lock().unwrap().is_empty());
     }
@@ -216,7 +404,7 @@ mod tests {
     fn long_runs_are_split_at_four_gib_less_a_page() {
         let bytes = 9 << 30;
         let parts: Vec<_> = DmaRange::of_run(Iova(0), bytes, 0).collect();
-        assert_eq!(parts.iter().map(|part| u64::from(part.bytes)).sum::<u64>(), bytes);
+        assert_eq!(parts.iter().map(|part| u64::from(part.len)).sum::<u64>(), bytes);
         assert_eq!(parts.len(), 3);
         assert_eq!(parts[1].addr, Iova(DmaRange::MAX_BYTES));
     }

@@ -96,6 +96,7 @@ fn enter<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, job: &Link<'
             let at = dma::position(base, number, run.start);
             let bytes = (run.len() as u64) << PAGE_SHIFT;
             port.iommu().map(at, PhysAddr(first.0), bytes, access).map_err(drop)?;
+            port.iommu().sync(at, bytes);
             let linked = PageMask::of_range(run);
             let writable = if access == Access::Write { linked } else { PageMask::EMPTY };
             block.linked(job.device, &linked, &writable);

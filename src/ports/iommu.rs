@@ -1,6 +1,6 @@
 use thiserror::Error;
 
-use crate::units::{Access, Iova, PAGE_BYTES, PhysAddr, PhysRange};
+use crate::units::{Access, Iova, PAGE_BYTES, PhysAddr};
 
 /// The page table between devices and system memory: one IOMMU domain. Holds mappings only; who owns which address is
 /// the business of `dma`.
@@ -11,7 +11,8 @@ use crate::units::{Access, Iova, PAGE_BYTES, PhysAddr, PhysRange};
 ///    asserts; what lies outside the aperture is an error.
 /// 3. A call that fails changes nothing. Calls on ranges that do not overlap may run at once, on any threads; calls on
 ///    ranges that overlap are the caller's to order.
-/// 4. A device sees a mapping as soon as `map` returns. It may see an unmapped one until [`Iommu::flush`] returns.
+/// 4. A device sees a mapping once [`Iommu::sync`] has returned, and perhaps before. It may see an unmapped one until
+///    [`Iommu::flush`] has returned.
 /// 5. It may use huge leaves wherever alignment and length allow, and splits them itself where a part is unmapped.
 pub trait Iommu: Sync {
     /// The usable IOVAs, first and last inclusive.
@@ -34,30 +35,36 @@ pub trait Iommu: Sync {
     /// then.
     fn map(&self, iova: Iova, phys: PhysAddr, bytes: u64, access: Access) -> Result<(), IommuError>;
 
-    /// Maps several runs of whole pages one behind the other from `iova` on: all or nothing. Says how many bytes that
-    /// were. An implementation that walks its tables once for all of them is faster than this one.
+    /// Maps several runs (first address, bytes) of whole pages one behind the other from `iova` on: all or nothing.
+    /// Says how many bytes that were. An implementation that walks its tables once for all of them is faster than this one.
     ///
     /// # Errors
     /// As [`Iommu::map`]; nothing is mapped then.
     fn map_runs(
         &self,
         iova: Iova,
-        runs: &mut dyn Iterator<Item = PhysRange>,
+        runs: &mut dyn Iterator<Item = (PhysAddr, u64)>,
         access: Access,
     ) -> Result<u64, IommuError> {
         let mut done = 0;
-        for run in runs {
+        for (phys, bytes) in runs {
             let at = iova.checked_add(done).ok_or(IommuError::OutsideAperture(iova));
-            if let Err(error) = at.and_then(|at| self.map(at, run.addr, u64::from(run.len), access)) {
+            if let Err(error) = at.and_then(|at| self.map(at, phys, bytes, access)) {
                 if done > 0 {
                     self.unmap(iova, done).expect("it was mapped by the call that is undone");
                     self.flush(iova, done);
                 }
                 return Err(error);
             }
-            done += u64::from(run.len);
+            done += bytes;
         }
         Ok(done)
+    }
+
+    /// Makes what was mapped since the last call, in this range, visible to devices. Where mapping does so at once
+    /// there is nothing to do.
+    fn sync(&self, iova: Iova, bytes: u64) {
+        let _ = (iova, bytes);
     }
 
     /// Changes what the device may do with pages that are mapped, at the same address. More rights hold at once, fewer

@@ -1,7 +1,7 @@
 #![allow(unsafe_code, reason = "a space borrows from slabs, host and devices that lie beside it")]
 //! Everything of one [`Svm`](super::Svm) that its threads touch, in one private mapping.
 
-use crate::dma::{IovaError, IovaSpace, ReserveIova};
+use crate::dma::{IovaSpace, ReserveIova};
 use crate::granule::{Gate, Homecomings, Tables, Userptrs};
 use crate::migrate::{DeviceMemory, EvictionOrder, Space, SpaceDevice};
 use crate::os::fault_stacks::{FAULT_STACKS, FaultStacks};
@@ -10,7 +10,6 @@ use crate::os::{FutexPark, LinuxHost, MonotonicClock};
 use crate::policy::Policy;
 use crate::ports::Device;
 use crate::sync::AtomicU32;
-use crate::units::Iova;
 
 use super::memory::{Lent, Memory};
 use super::statistics::Statistics;
@@ -49,11 +48,8 @@ impl DeviceIova {
 }
 
 impl ReserveIova for DeviceIova {
-    fn reserve(&self, bytes: u64, align_bytes: u64) -> Result<Iova, IovaError> {
-        self.0.lock().reserve(bytes, align_bytes)
-    }
-    fn free(&self, base: Iova, bytes: u64) -> Result<(), IovaError> {
-        self.0.lock().free(base, bytes)
+    fn with(&self, act: &mut dyn FnMut(&mut IovaSpace)) {
+        act(&mut self.0.lock());
     }
 }
 
@@ -107,7 +103,7 @@ impl Core {
         let iova = ports
             .iter()
             .map(|port| {
-                let space = IovaSpace::new(port.iommu().aperture(), &[]);
+                let space = IovaSpace::new(port.iommu().aperture(), port.iommu().reserved_windows());
                 PrivateArc::new(DeviceIova(parking_lot::Mutex::new(space)))
             })
             .collect::<Result<Vec<_>, _>>()?;

@@ -111,7 +111,7 @@ impl DeviceThread<'_> {
         let space = &self.core.space;
         let mut all = Vec::new();
         loop {
-            let mut round = [DmaRange { addr: Iova(0), bytes: 0, flags: 0 }; ROUND];
+            let mut round = [DmaRange { addr: Iova(0), len: 0, flags: 0 }; ROUND];
             let mut got = 0;
             // Inside the gate, so that what an event said that was read before (its caller goes on then) is applied.
             let inside = space.gate.enter(self.seat, space.park);

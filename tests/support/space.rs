@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use granule::dma::{IovaError, IovaSpace, ReserveIova};
+use granule::dma::{IovaSpace, ReserveIova};
 use granule::granule::{
     BlockRecord, DevicePlane, FineSlots, Gate, GateSeat, GranuleRecord, HomecomingRecord, Homecomings,
     TableMemory, TableNode, Tables, TransitBusy, TransitRecord, UserptrRecord, Userptrs,
@@ -11,17 +11,14 @@ use granule::migrate::{ChunkRecord, DeviceMemory, EvictionOrder, Space, SpaceDev
 use granule::policy::Policy;
 use granule::ports::{Device, Probe};
 use granule::sync::{AtomicU32, AtomicU64, Park};
-use granule::units::{BLOCK_BYTES, Iova, Seat};
+use granule::units::{BLOCK_BYTES, Seat};
 
 use super::{SimDevice, SimHost};
 
 pub struct SimIova(Mutex<IovaSpace>);
 impl ReserveIova for SimIova {
-    fn reserve(&self, bytes: u64, align_bytes: u64) -> Result<Iova, IovaError> {
-        self.0.lock().unwrap().reserve(bytes, align_bytes)
-    }
-    fn free(&self, base: Iova, bytes: u64) -> Result<(), IovaError> {
-        self.0.lock().unwrap().free(base, bytes)
+    fn with(&self, act: &mut dyn FnMut(&mut IovaSpace)) {
+        act(&mut self.0.lock().unwrap());
     }
 }
 
