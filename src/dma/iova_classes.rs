@@ -105,11 +105,18 @@ impl Classes {
         align: u64,
     ) -> impl Iterator<Item = u32> + 'a {
         let own = class(pages);
-        let near = self.list(entries, own).take(LOOKS);
+        let near = self.lowest(entries, own, |entry| entry.pages >= pages);
         let sure = pages.checked_add(align - 1).and_then(sure_class).and_then(|from| self.next(from));
-        let sure = sure.map(|class| self.heads[class.0][class.1]);
+        let sure = sure.and_then(|class| self.lowest(entries, class, |_| true));
         let all = core::iter::successors(self.next(own), |class| self.next((class.0, class.1 + 1)));
-        near.chain(sure).chain(all.flat_map(|class| self.list(entries, class)))
+        near.into_iter().chain(sure).chain(all.flat_map(|class| self.list(entries, class)))
+    }
+
+    /// Of the first few ranges of a class, the one at the lowest address that is long enough: what is low fills first,
+    /// and what is high runs empty and becomes whole again.
+    fn lowest(&self, entries: &[Entry], class: (usize, usize), fits: impl Fn(&Entry) -> bool) -> Option<u32> {
+        let few = self.list(entries, class).take(LOOKS).filter(|no| fits(&entries[*no as usize]));
+        few.min_by_key(|no| entries[*no as usize].first)
     }
 
     /// Pages of the largest free range.
