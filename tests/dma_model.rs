@@ -65,7 +65,7 @@ impl Model<'_> {
                 let cut =
                     if index + 1 == count && self.dice.one_in(3) { self.dice.below(PAGE / 2) } else { 0 };
                 let slip = if self.dice.one_in(25) { 8 } else { 0 };
-                let len = (pages * PAGE - start - cut).max(1);
+                let len = (pages * PAGE).saturating_sub(start + cut).max(1);
                 let len = if self.dice.one_in(40) { 0 } else { len };
                 mem_at(self.dice.below(memory) * PAGE + start + slip, len)
             })
@@ -213,7 +213,9 @@ impl Model<'_> {
         let got = self.domain.unlink(reservation, offset, bytes, BOTH);
         assert_eq!(got.map(|unlinked| unlinked.pages), expected, "{bytes:#x} at {offset:#x}");
         if expected.is_ok() {
-            span.for_each(|page| drop(pages.remove(&page)));
+            for page in span {
+                pages.remove(&page);
+            }
         }
     }
 
@@ -263,7 +265,7 @@ impl Model<'_> {
             return;
         }
         let (range, _) = self.maps[self.dice.below(count) as usize];
-        let wrong = DmaRange { addr: range.addr + PAGE, ..range };
+        let wrong = DmaRange { len: range.len + PAGE as u32, ..range };
         assert_eq!(self.domain.unmap(wrong, BOTH), Err(DmaError::NotMapped(wrong.addr)));
         self.domain.unmap(range, BOTH).unwrap();
         assert_eq!(self.domain.unmap(range, BOTH), Err(DmaError::NotMapped(range.addr)), "twice");

@@ -23,7 +23,7 @@ fn an_upgrade_keeps_the_address_and_an_invalidation_takes_it_all_back() {
         let at = domain.reserve(512 << 20, 2 << 20).unwrap();
         let pages = at.bytes() / PAGE;
         let (linked, writable) = (words(pages), words(pages));
-        let list = domain.page_list(&at, &linked, &writable).unwrap();
+        let list = domain.page_list(&at, &linked).unwrap().with_writable(&writable);
         assert_eq!(list.pages(), 131_072);
         // A fault for reading links four pages at their own position.
         assert_eq!(list.link(&machine, 100..104, phys(0), Access::Read), Ok(4));
@@ -66,14 +66,14 @@ fn pages_of_a_list_keep_the_reservation() {
     let iovas = dma_support::Iovas::of(&machine);
     let domain = granule::dma::Domain::builder(&machine, &iovas).build();
     let at = domain.reserve(64 * PAGE, PAGE).unwrap();
-    let bits = (words(64), words(64));
-    domain.page_list(&at, &bits.0, &bits.1).unwrap().link(&machine, 3..5, phys(0), Access::Write).unwrap();
+    let bits = words(64);
+    domain.page_list(&at, &bits).unwrap().link(&machine, 3..5, phys(0), Access::Write).unwrap();
     let (at, error) = domain.free(at).expect_err("pages are linked");
     assert_eq!(error, DmaError::LinksLeft(2));
     let other = Machine::new();
     let other_iovas = dma_support::Iovas::of(&other);
     let other_domain = granule::dma::Domain::builder(&other, &other_iovas).build();
-    assert_eq!(other_domain.page_list(&at, &bits.0, &bits.1).map(drop), Err(DmaError::OtherDomain));
+    assert_eq!(other_domain.page_list(&at, &bits).map(drop), Err(DmaError::OtherDomain));
     assert_eq!(domain.destroy(at, Attributes::BOTH).unwrap().pages, 2);
 }
 
@@ -86,7 +86,7 @@ fn a_page_that_went_to_the_device_and_back_is_linked_anew() {
     plain(&machine, |domain| {
         let at = domain.reserve(64 * PAGE, PAGE).unwrap();
         let (linked, writable) = (words(64), words(64));
-        let list = domain.page_list(&at, &linked, &writable).unwrap();
+        let list = domain.page_list(&at, &linked).unwrap().with_writable(&writable);
         assert_eq!(list.link_ranges(&machine, 7, [mem(0, PAGE)], Access::Write), Ok(1));
         let address = list.address(7).0;
         assert_eq!(machine.dma_read_all(address, 5).unwrap(), b"first");

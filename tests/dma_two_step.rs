@@ -251,7 +251,7 @@ fn larger_pages_of_an_iommu_are_respected() {
             link(domain, &at, 16 * PAGE, &[mem(0, 4 * PAGE), mem(9, PAGE)]).map(drop)
         });
         let words: Vec<_> = (0..1).map(|_| granule::sync::AtomicU64::new(0)).collect();
-        let list = domain.page_list(&at, &words, &words).map(drop);
+        let list = domain.page_list(&at, &words).map(drop);
         assert_eq!(list, Err(DmaError::PageSize(4 * PAGE)));
         domain.destroy(at, BOTH).unwrap();
     });
@@ -421,7 +421,7 @@ fn a_device_that_is_not_coherent_reads_old_bytes_without_a_sync() {
             let refused_link = domain.link(&at, 0, [mem(0, PAGE)], BOTH.require_coherent()).map(drop);
             assert_eq!(refused_link, Err(DmaError::NotCoherent));
             let words = [granule::sync::AtomicU64::new(0)];
-            assert_eq!(domain.page_list(&at, &words, &words).map(drop), Err(DmaError::NotCoherent));
+            assert_eq!(domain.page_list(&at, &words).map(drop), Err(DmaError::NotCoherent));
             // Part of a line: a bounce page keeps the CPU's bytes and the device's apart.
             machine.write(MEMORY + PAGE, &[1; 128]);
             let span = link(domain, &at, PAGE + 10, &[mem_at(PAGE + 10, 20)]).unwrap();

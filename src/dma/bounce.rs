@@ -1,7 +1,7 @@
 use alloc::boxed::Box;
 
 use crate::ports::{BounceFault, BounceMemory};
-use crate::sync::{AtomicU64, LockedU64, Ordering, Park, WordLock};
+use crate::sync::{AtomicU64, Ordering, Park, WordLock};
 use crate::units::{Iova, PhysAddr};
 
 /// Which bounce page stands for what.
@@ -20,9 +20,9 @@ struct Slot {
     /// The DMA page plus 1; 0: free.
     key: AtomicU64,
     /// The page of memory that it stands for.
-    phys: LockedU64,
+    phys: AtomicU64,
     /// The bytes of it: first in the upper half, end in the lower.
-    part: LockedU64,
+    part: AtomicU64,
 }
 
 /// A page that is bounced.

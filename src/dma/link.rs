@@ -67,8 +67,7 @@ impl Domain<'_> {
         }
         let entered = self.enter(iommu, at, ranges, &extent, attributes)?;
         reservation.bounced.fetch_add(entered.bounced, Ordering::Relaxed);
-        // Release pairs with the acquire in `free`, should the reservation move to another thread without one.
-        reservation.linked.fetch_add(entered.pages, Ordering::Release);
+        reservation.count_in(entered.pages);
         let at = DmaSpan { addr: at, bytes: entered.bytes, flags: entered.flags };
         Ok(Span { domain: self.id, at })
     }

@@ -260,8 +260,9 @@ impl<'m> PageList<'m> {
 
 impl Domain<'_> {
     /// A list over a reservation of this domain, counted with its other links: a reservation with linked pages is not
-    /// freed. `linked` and `writable` have a bit per 4096 bytes of it, and are all clear at first. The domain's devices
-    /// are coherent and the IOMMU's page is 4096 bytes: CPU and device use the pages at once.
+    /// freed. `linked` has a bit per 4096 bytes of it, all clear at first. The domain's devices are coherent and the
+    /// IOMMU's page is 4096 bytes: CPU and device use the pages at once. Where rights differ from page to page, see
+    /// [`PageList::with_writable`].
     ///
     /// # Errors
     /// [`DmaError::OtherDomain`], [`DmaError::Direct`], [`DmaError::NotCoherent`]; [`DmaError::PageSize`].
@@ -269,7 +270,6 @@ impl Domain<'_> {
         &self,
         reservation: &'m Reservation,
         linked: &'m [AtomicU64],
-        writable: &'m [AtomicU64],
     ) -> Result<PageList<'m>, DmaError> {
         self.owns(reservation)?;
         self.translated()?;
@@ -280,7 +280,7 @@ impl Domain<'_> {
             return Err(DmaError::PageSize(self.page_bytes));
         }
         let list = PageList::new(reservation.base, reservation.bytes >> PAGE_SHIFT, linked);
-        Ok(PageList { count: Some(&reservation.linked), ..list.with_writable(writable) })
+        Ok(PageList { count: Some(&reservation.linked), ..list })
     }
 }
 

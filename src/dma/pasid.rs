@@ -2,7 +2,7 @@
 
 use super::Domain;
 use crate::ports::{AttachError, PasidDevice};
-use crate::sync::{LockedU32, LockedU64, Ordering, Park, WordLock};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, Park, WordLock};
 use crate::units::Pasid;
 
 use thiserror::Error;
@@ -18,7 +18,7 @@ pub struct PasidSpace<'p> {
     lock: WordLock,
     park: &'p dyn Park,
     /// One bit per PASID, set: in use.
-    words: alloc::boxed::Box<[LockedU64]>,
+    words: alloc::boxed::Box<[AtomicU64]>,
     last: u32,
 }
 
@@ -64,7 +64,7 @@ impl<'p> PasidSpace<'p> {
     /// at most 20 bits.
     pub fn new(last: Pasid, park: &'p dyn Park) -> Self {
         assert!(last.0 >= 1 && last.0 < 1 << BITS, "PASIDs run from 1 to at most 2^20 - 1");
-        let words = (0..=last.0 / 64).map(|_| LockedU64::new(0)).collect();
+        let words = (0..=last.0 / 64).map(|_| AtomicU64::new(0)).collect();
         Self { lock: WordLock::new(), park, words, last: last.0 }
     }
 
@@ -111,15 +111,15 @@ pub(super) struct PasidUsers<'d> {
     park: &'d dyn Park,
     space: Option<&'d PasidSpace<'d>>,
     /// 0: the domain has none.
-    pasid: LockedU32,
+    pasid: AtomicU32,
     /// Key and number of users of each device; 0 users: the place is free.
-    devices: [(LockedU64, LockedU32); DEVICES],
+    devices: [(AtomicU64, AtomicU32); DEVICES],
 }
 
 impl<'d> PasidUsers<'d> {
     pub(super) fn new(park: &'d dyn Park, space: Option<&'d PasidSpace<'d>>) -> Self {
-        let devices = core::array::from_fn(|_| (LockedU64::new(0), LockedU32::new(0)));
-        Self { lock: WordLock::new(), park, space, pasid: LockedU32::new(0), devices }
+        let devices = core::array::from_fn(|_| (AtomicU64::new(0), AtomicU32::new(0)));
+        Self { lock: WordLock::new(), park, space, pasid: AtomicU32::new(0), devices }
     }
 
     fn users(&self, at: usize) -> u32 {

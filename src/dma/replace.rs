@@ -63,7 +63,7 @@ impl Domain<'_> {
         self.flush(iommu, base, bytes);
         self.sync_old(&old, attributes);
         let before: u64 = old.iter().map(|piece| piece.bytes).sum();
-        reservation.linked.fetch_add((bytes - before) / self.page_bytes, Ordering::Release);
+        reservation.count_in((bytes - before) / self.page_bytes);
         add(&self.counters.replaced_pages, bytes / self.page_bytes);
         let mut flags = if attributes.direction().is_from_device() { super::DmaRange::WRITABLE } else { 0 };
         flags |= if is_mmio { super::DmaRange::MMIO } else { 0 };

@@ -1,5 +1,5 @@
 use super::DmaRange;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, Rule, holds};
 use crate::units::Iova;
 
 /// Step one of two: IOVAs that are ours. Made by [`Domain::reserve`](super::Domain::reserve), ended by `free` or
@@ -19,6 +19,22 @@ pub struct Reservation {
 impl Reservation {
     pub(super) fn new(domain: u32, base: Iova, bytes: u64) -> Self {
         Self { domain, base, bytes, linked: AtomicU64::new(0), bounced: AtomicU32::new(0) }
+    }
+
+    /// Counts pages that were linked. Release pairs with the acquire in `free`.
+    pub(super) fn count_in(&self, pages: u64) {
+        if holds(Rule::CountLinksAtOnce) {
+            self.linked.fetch_add(pages, Ordering::Release);
+        } else {
+            self.linked.store(self.linked.load(Ordering::Relaxed) + pages, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts what was unlinked.
+    pub(super) fn count_out(&self, unlinked: &Unlinked) {
+        self.bounced.fetch_sub(unlinked.bounced, Ordering::Relaxed);
+        let before = self.linked.fetch_sub(unlinked.pages, Ordering::AcqRel);
+        debug_assert!(before >= unlinked.pages, "DATA: more pages are unlinked than were linked");
     }
 
     /// First address. What is linked at an offset is at this address plus the offset.

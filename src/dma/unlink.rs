@@ -39,7 +39,7 @@ impl Domain<'_> {
         self.leave_table(iommu, &leaving, from, whole)?;
         self.flush(iommu, from, whole);
         let unlinked = self.bring_back(&leaving, from, whole);
-        count_out(reservation, &unlinked);
+        reservation.count_out(&unlinked);
         Ok(unlinked)
     }
 
@@ -70,7 +70,7 @@ impl Domain<'_> {
         self.leave_table(iommu, &leaving, from, whole)?;
         deferred.push(from, whole);
         let unlinked = self.bring_back(&leaving, from, whole);
-        count_out(reservation, &unlinked);
+        reservation.count_out(&unlinked);
         Ok(unlinked)
     }
 
@@ -119,7 +119,7 @@ impl Domain<'_> {
         self.flush(iommu, first, last.0 - first.0);
         let leaving = Leaving { at: first, bytes: last.0 - first.0, is_bounced, attributes };
         let unlinked = Unlinked { pages, ..self.bring_back(&leaving, first, leaving.bytes) };
-        count_out(reservation, &unlinked);
+        reservation.count_out(&unlinked);
         unlinked
     }
 
@@ -234,12 +234,6 @@ impl Domain<'_> {
         }
         Unlinked { pages: bytes / self.page_bytes, lost_bytes, bounced }
     }
-}
-
-fn count_out(reservation: &Reservation, unlinked: &Unlinked) {
-    reservation.bounced.fetch_sub(unlinked.bounced, Ordering::Relaxed);
-    let before = reservation.linked.fetch_sub(unlinked.pages, Ordering::AcqRel);
-    debug_assert!(before >= unlinked.pages, "more pages are unlinked than were linked");
 }
 
 /// How many runs wait for a deferred flush at most; the next one makes it come.

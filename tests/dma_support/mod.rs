@@ -423,7 +423,7 @@ impl PinMemory for Pins {
         while here < at.0 + bytes {
             let end = ((here / PAGE + 1) * PAGE).min(at.0 + bytes);
             // Pairs of pages are exchanged: 0 1 2 3 lie at 1 0 3 2.
-            let phys = MEMORY + (here / PAGE % 1024 ^ 1) * PAGE + here % PAGE;
+            let phys = MEMORY + ((here / PAGE % 1024) ^ 1) * PAGE + here % PAGE;
             each(PhysRange::new(PhysAddr(phys), end - here).with(PhysRange::PINNED));
             here = end;
         }

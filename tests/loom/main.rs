@@ -12,11 +12,13 @@
 //! | `primitives` | lock, gate, reservation: the parts alone, exhaustively |
 //! | `transit` | CPU faults, device faults and evictions of one page |
 //! | `invalidation` | munmap against faults; reuse of the address |
+//! | `dma` | reservations, links and unlinks of several threads; bounce pages; users of a PASID |
 #![cfg(granule_loom)]
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod dma;
 mod explore;
 mod invalidation;
 mod primitives;

@@ -26,7 +26,7 @@ pub struct Options {
 }
 
 /// The benches, in the order of the page.
-const BENCHES: &[&str] = &["cpu_fault", "migrate", "sum", "own_cost", "mirrored", "state", "scaling"];
+const BENCHES: &[&str] = &["cpu_fault", "migrate", "sum", "own_cost", "mirrored", "state", "scaling", "dma"];
 
 /// Measures and prints what lies beyond its bound.
 pub fn run(options: &Options) -> ExitCode {
