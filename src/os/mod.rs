@@ -20,6 +20,7 @@
 //! | `staging`, `take`, `drops` | slots, pages on their way through them, discards of our own |
 //! | `whole` | blocks that left as huge pages |
 //! | `events` | what the kernel tells, and children after fork |
+//! | `shared_iova` | for drivers without the service: IOVAs under a lock |
 //! | `closing` | the end of all that |
 //! | `host` | [`LinuxHost`], which is all of these behind [`Host`](crate::ports::Host) |
 
@@ -38,6 +39,7 @@ pub mod park;
 pub mod private;
 mod range_set;
 mod robust_lists;
+mod shared_iova;
 mod staging;
 mod tables;
 mod take;
@@ -53,6 +55,7 @@ pub use fault_mode::{FaultMode, FaultModeRefused};
 pub use host::{HostOptions, LinuxHost, OpenError};
 pub use pagemap::Pagemap;
 pub use park::FutexPark;
+pub use shared_iova::SharedIova;
 pub use take::TakeWay;
 pub use userfaultfd::{Features, UserfaultfdError};
 pub use vma::Vmas;
