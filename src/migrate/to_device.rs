@@ -179,7 +179,7 @@ fn copy_in<H: Host>(
     staging: StagingId,
 ) -> PageMask {
     let port = space.device(job.device).port;
-    let words = space.host.staging_words(staging);
+    let number = space.tables.record(job.block).number();
     let mut copied = PageMask::EMPTY;
     let mut rest = *taken;
     while let Some(first) = rest.first() {
@@ -193,9 +193,10 @@ fn copy_in<H: Host>(
         drop(block);
         let (start, len, at) = extent.expect("a non-empty mask has a first extent");
         debug_assert_eq!(start, first.0 as usize);
-        let part = PageMask::of_range(start..start + len);
+        let words = space.host.moving_words(number, start..start + len, staging);
+        let part = PageMask::of_range(start..start + words.len() / WORDS_PER_PAGE);
         rest -= part;
-        if port.copy_in(at, &words[start * WORDS_PER_PAGE..(start + len) * WORDS_PER_PAGE]).is_err() {
+        if port.copy_in(at, words).is_err() {
             break;
         }
         copied |= part;

@@ -5,6 +5,8 @@
 //! | [`TakeWay::Move`] | `UFFDIO_MOVE` into staging: atomic | nothing | `UFFDIO_MOVE` out of staging; `UFFDIO_COPY` for a page that it refuses |
 //! | [`TakeWay::WriteProtect`] | protect, copy | discard | `UFFDIO_COPY`; a page not yet discarded is unprotected |
 //!
+//! Pages of regions of the library go their own way, whatever this is: `region_pages`.
+//!
 //! # Rules
 //! 1. A page of a range that is being removed is not taken until it was seen absent: between the event and the
 //!    discard its old contents are still there, and would come back from the dead.
@@ -25,6 +27,7 @@
 
 use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};
 use super::host::LinuxHost;
+use super::tables::Held;
 use super::userfaultfd::Userfaultfd;
 use super::walk::{Step, walk};
 use crate::ports::{Give, Host, HostError, StagingId, Take, WORDS_PER_PAGE};
@@ -51,12 +54,17 @@ fn run_of(run: core::ops::Range<u64>) -> PageMask {
 impl LinuxHost {
     pub(super) fn take_pages(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Take {
         let mut take = Take::default();
-        match self.still_removing(block, pages) {
+        match self.not_to_take(block, pages) {
             Ok(removing) => take.refused = removing,
             Err(error) => return Take { stopped: Some(error), ..take },
         }
         let pages = *pages - take.refused;
-        for run in pages.runs() {
+        let regions = self.region_pages(block) & pages;
+        self.take_region_pages(block, &regions, &mut take);
+        if take.stopped.is_some() {
+            return take;
+        }
+        for run in (pages - regions).runs() {
             // Usually done by the caller; a page that is taken unarmed would read as zeros.
             let armed = self.arm(run_range(block, &run));
             let stopped = armed.and_then(|()| match self.way {
@@ -76,10 +84,22 @@ impl LinuxHost {
         take
     }
 
+    /// The pages among `pages` that nobody named, where that is needed, and those that a `madvise` whose event was read
+    /// may still discard.
+    fn not_to_take(&self, block: BlockNo, pages: &PageMask) -> Result<PageMask, HostError> {
+        let held = self.tables.lock();
+        let unnamed = self.unnamed(&held, block) & *pages;
+        Ok(unnamed | self.still_removing(&held, block, &(*pages - unnamed))?)
+    }
+
     /// The pages among `pages` that a `madvise` whose event was read may still discard. Those that are absent now
     /// are forgotten: what appears there from now on is new.
-    fn still_removing(&self, block: BlockNo, pages: &PageMask) -> Result<PageMask, HostError> {
-        let held = self.tables.lock();
+    fn still_removing(
+        &self,
+        held: &Held<'_>,
+        block: BlockNo,
+        pages: &PageMask,
+    ) -> Result<PageMask, HostError> {
         let mut removing = PageMask::EMPTY;
         held.removing.for_each_in(block.range(), |part| removing |= part.mask_in(block));
         if !removing.intersects(pages) {
@@ -249,7 +269,8 @@ impl LinuxHost {
         if self.way == TakeWay::Move {
             return *pages;
         }
-        let (mut gone, mut rest) = (PageMask::EMPTY, *pages);
+        let mut gone = self.region_pages(block) & *pages;
+        let mut rest = *pages - gone;
         while let Some((slot, waiting)) = self.staging.waiting(block, &rest) {
             rest -= waiting;
             for run in waiting.runs() {
@@ -286,8 +307,13 @@ impl LinuxHost {
                 return give;
             }
         }
+        let regions = self.region_pages(block) & (*pages - give.given);
+        self.give_region_pages(block, &regions, &mut give);
+        let rest = *pages - give.given - regions;
+        if rest.is_empty() || give.stopped == Some(HostError::Changing) {
+            return give;
+        }
         self.whole.set(block, false);
-        let rest = *pages - give.given;
         self.staging.filled(staging, &rest);
         for run in rest.runs() {
             if self.give_run(block, run, staging, &mut give) == Step::Stop {

@@ -1,6 +1,8 @@
+use core::ops::Range;
+
 use thiserror::Error;
 
-use super::Word;
+use super::{WORDS_PER_PAGE, Word};
 use crate::sync::AtomicU32;
 use crate::units::{Access, BlockNo, PageMask, VirtAddr, VirtRange};
 
@@ -114,6 +116,22 @@ pub trait Host: Sync {
 
     /// The memory of a staging slot: one block, positional.
     fn staging_words(&self, staging: StagingId) -> &[Word];
+
+    /// Where the contents of pages of `block` stand while they are in transit through `staging`, or are to be put on
+    /// their way home: as many pages from `run.start` on as lie together, at least one. That is the staging slot,
+    /// unless the service has a view of its own of this memory: then they stay where they are, and `take` and
+    /// `give` only unmap and map them.
+    fn moving_words(&self, block: BlockNo, run: Range<usize>, staging: StagingId) -> &[Word] {
+        let _ = block;
+        &self.staging_words(staging)[run.start * WORDS_PER_PAGE..run.end * WORDS_PER_PAGE]
+    }
+
+    /// Pages of a block of which the service has a view of its own: their contents are wherever `moving_words` says, and
+    /// a child after fork shares them.
+    fn shared_pages(&self, block: BlockNo) -> PageMask {
+        let _ = block;
+        PageMask::EMPTY
+    }
 
     /// Gives a slot back. Its pages are kept as the pool from which pages return to the application.
     fn staging_done(&self, staging: StagingId);
@@ -247,6 +265,12 @@ pub enum HostEvent {
     },
     /// A child was made that inherits the mappings.
     Fork {
+        /// Names the child's side to the host.
+        child: u32,
+    },
+    /// A child was made that shares the memory of which the service has a view of its own. None of that is taken any
+    /// more.
+    ForkShared {
         /// Names the child's side to the host.
         child: u32,
     },

@@ -77,14 +77,15 @@ impl Svm {
         Userptr::register(self.core.clone(), self.asker.clone(), start, bytes, options)
     }
 
-    /// Allocates `bytes` bytes (rounded up to whole pages) of zeroed memory in a memfd that is mapped twice: devices
-    /// link it, and what they link stays valid for the region's life. Its sharing is that of a shared mapping: a child
-    /// after fork sees the same memory.
+    /// Allocates `bytes` bytes (rounded up to whole pages) of zeroed memory in a memfd that is mapped twice, inside of
+    /// the window. Devices move its pages as they move ordinary memory (and link them where the policy says so, or a
+    /// userptr that does not allow moving lies on them), and what they link stays valid for the region's life. Its sharing
+    /// is that of a shared mapping: a child after fork sees the same memory, and from then on it is linked only.
     ///
     /// # Errors
     /// [`RegionError`]; nothing is left behind.
     pub fn alloc(&self, bytes: u64) -> Result<Region, RegionError> {
-        Region::new(bytes)
+        Region::new(&self.core, &self.asker, bytes)
     }
 
     /// Chooses who serves touches by the CPU of pages of `range` that are on a device: the service, while the thread
@@ -123,6 +124,12 @@ impl Svm {
             return Err(RequestError::NotThisProcess);
         }
         if self.core.host.window().covers(range) { Ok(()) } else { Err(RequestError::OutsideWindow(range)) }
+    }
+
+    /// Whether the kernel serves touches of user mode only, because the process has no right to more or because
+    /// [`SvmBuilder::user_mode_only`] asked for it. Then only named memory moves; `docs/kernel.md` says what else changes.
+    pub fn is_user_mode_only(&self) -> bool {
+        self.asker.is_this_process() && self.core.host.is_user_mode_only()
     }
 
     /// What was done so far. All zero in a child after fork, which has nothing of it.

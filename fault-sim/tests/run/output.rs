@@ -3,12 +3,13 @@
 use super::{fault_sim, run_json};
 
 /// The keys are a promise to other programs: this list may grow, and nothing in it changes.
-const KEYS: [&str; 63] = [
+const KEYS: [&str; 64] = [
     "verified",
     "error",
     "workload",
     "alloc",
     "take",
+    "user_mode_only",
     "backend",
     "size_bytes",
     "device_memory_bytes",
