@@ -272,7 +272,9 @@ fn stress(seconds: u64, way: TakeWay) {
     );
     assert_eq!(counted, added, "adds of {CPU_THREADS} CPU threads and {ENGINES} engines");
     assert_eq!(counters.iommu_errors, 0, "{:?}", counters.first_iommu_errors);
-    assert!(alternations >= LEAST_ALTERNATIONS * seconds, "only {alternations} alternations");
+    // A take by protection waits for the reader twice: on a busy machine the sides meet less often.
+    let least = if way == TakeWay::Move { LEAST_ALTERNATIONS } else { LEAST_ALTERNATIONS / 5 };
+    assert!(alternations >= least * seconds, "only {alternations} alternations");
     assert!(moved >= LEAST_MOVED * seconds, "only {moved} pages moved");
     assert!(stats.count(Count::Evictions) > seconds, "the device is smaller than what is worked on");
     unmap(base, PAGES * PAGE);
