@@ -92,6 +92,7 @@ pub struct Report {
     pub fine_slot_bytes: u64,
     pub device_record_bytes: u64,
     pub staging_bytes: u64,
+    pub stack_bytes: u64,
     pub device_page_table_bytes: u64,
     pub iommu_page_table_bytes: u64,
 }
@@ -205,6 +206,7 @@ impl Report {
             fine_slot_bytes: memory.fine_slot_bytes,
             device_record_bytes: memory.device_record_bytes,
             staging_bytes: memory.staging_bytes,
+            stack_bytes: memory.stack_bytes,
             device_page_table_bytes: measured.device_page_table_bytes,
             iommu_page_table_bytes: measured.iommu_page_table_bytes,
         }
@@ -324,6 +326,7 @@ impl Report {
                     ("index of 4 KiB slots", binary(self.fine_slot_bytes)),
                     ("records of device memory", binary(self.device_record_bytes)),
                     ("staging", binary(self.staging_bytes)),
+                    ("stacks", binary(self.stack_bytes)),
                     ("device page table", binary(self.device_page_table_bytes)),
                     ("IOMMU page table", binary(self.iommu_page_table_bytes)),
                 ],

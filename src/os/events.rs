@@ -172,7 +172,7 @@ impl LinuxHost {
             }
             raw::UFFD_EVENT_REMOVE => {
                 let range = between(a, b);
-                if self.drops.any() && self.drops.swallows(range) {
+                if self.drops.any() && self.is_own_drop(range) {
                     return None;
                 }
                 self.tables.lock().removing(range);
@@ -187,6 +187,14 @@ impl LinuxHost {
             // A kind that was not asked for in the handshake.
             _ => None,
         }
+    }
+
+    fn is_own_drop(&self, range: VirtRange) -> bool {
+        let is_absent = |at: VirtAddr| self.pagemap.is_absent(VirtRange::of_pages(at, 1)) == Ok(true);
+        let begins = |at: VirtAddr| {
+            self.vmas.next_mapped(at).is_ok_and(|mapped| mapped.is_some_and(|mapped| mapped.start() == at))
+        };
+        self.drops.swallows(range, is_absent, begins)
     }
 
     fn enter_child(&self, fd: i32) -> Option<u32> {

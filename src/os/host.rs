@@ -112,7 +112,7 @@ pub struct LinuxHost {
     pub(super) children: Slab<AtomicI32>,
     /// How often `wait` has looked for pages being removed since the last such event.
     pub(super) settling: AtomicU32,
-    vmas: Vmas,
+    pub(super) vmas: Vmas,
 }
 
 impl LinuxHost {
@@ -377,8 +377,26 @@ impl Host for LinuxHost {
         self.take_pages(block, pages, staging)
     }
 
+    fn takes_by_protecting(&self) -> bool {
+        self.way == TakeWay::WriteProtect
+    }
+
+    fn is_changing(&self) -> bool {
+        self.uffd.is_changing()
+    }
+
+    fn copy_taken(&self, block: BlockNo, pages: &PageMask) -> PageMask {
+        match self.way {
+            TakeWay::Move => *pages,
+            TakeWay::WriteProtect => self.copy_protected(block, pages),
+        }
+    }
+
     fn drop_taken(&self, block: BlockNo, pages: &PageMask) -> PageMask {
-        self.drop_protected(block, pages)
+        match self.way {
+            TakeWay::Move => *pages,
+            TakeWay::WriteProtect => self.drop_protected(block, pages),
+        }
     }
 
     fn give(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Give {

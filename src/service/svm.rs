@@ -140,6 +140,9 @@ impl Svm {
         self.wait_for_round();
         let [table_bytes, granule_bytes, block_bytes, fine_slot_bytes, device_record_bytes] =
             self.core.memory.resident_bytes();
+        let threads = self.device_threads.iter().chain(&self.workers).chain(&self.reader);
+        let stack_bytes = threads.map(ServiceThread::stack_resident_bytes).sum::<u64>()
+            + self.core.fault_stacks.resident_bytes();
         // An entry of each of the three ordered maps; their nodes are at least half full.
         let reservations: u64 = self.core.iova.iter().map(|iova| iova.reserved_bytes() >> 29).sum();
         self.core.statistics.snapshot(MemoryUse {
@@ -150,6 +153,7 @@ impl Svm {
             device_record_bytes,
             iova_bytes: reservations * 3 * 2 * 16,
             staging_bytes: self.core.host.staging_resident_bytes(),
+            stack_bytes,
             blocks: self.core.space.tables.all_blocks().count() as u64,
         })
     }

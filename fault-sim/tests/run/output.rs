@@ -3,7 +3,7 @@
 use super::{fault_sim, run_json};
 
 /// The keys are a promise to other programs: this list may grow, and nothing in it changes.
-const KEYS: [&str; 64] = [
+const KEYS: [&str; 65] = [
     "verified",
     "error",
     "workload",
@@ -66,6 +66,7 @@ const KEYS: [&str; 64] = [
     "fine_slot_bytes",
     "device_record_bytes",
     "staging_bytes",
+    "stack_bytes",
     "device_page_table_bytes",
     "iommu_page_table_bytes",
 ];
