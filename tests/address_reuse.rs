@@ -7,9 +7,10 @@ mod real;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use granule::FaultMode;
 use granule::ports::{Count, FaultCause};
 use granule_backends::software::{AccessError, Engine};
-use real::{MIB, PAGE, World, alone, map_aligned, peek, poke, unmap};
+use real::{MIB, PAGE, World, alone, map_aligned, peek, poke, range, unmap};
 
 const PAGES: usize = 48;
 const ENGINES: usize = 2;
@@ -132,6 +133,15 @@ impl Shared {
     }
 }
 
+/// Whether a system call reads a word there.
+fn kernel_can_read(at: usize) -> bool {
+    let mut word = 0u64;
+    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: 8 };
+    let remote = libc::iovec { iov_base: at as *mut _, iov_len: 8 };
+    // SAFETY: one word of this stack is written; the kernel checks the other side.
+    (unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) }) == 8
+}
+
 /// Maps at `base` if nothing stands there.
 fn try_map(base: usize) -> bool {
     // SAFETY: maps only where nothing is.
@@ -160,20 +170,43 @@ fn lives() -> u64 {
 
 #[test]
 fn one_thread_unmaps_and_maps_again() {
+    unmap_and_map(FaultMode::Blocking, lives());
+}
+
+/// The same where the thread that touches a page serves its own fault: nothing that the old mapping's userfaultfd still
+/// says of the address counts for the new one.
+#[test]
+fn so_does_one_that_serves_its_own_faults() {
+    unmap_and_map(FaultMode::Sigbus, lives());
+}
+
+fn unmap_and_map(mode: FaultMode, lives: u64) {
     let _alone = alone(240);
     let world = World::new(8 * MIB, |builder| builder);
     let shared = Shared::new(hole());
     let base = shared.base;
+    let mut trapped = 0;
     std::thread::scope(|scope| {
         let engines = scope.spawn(|| shared.run(&world));
         let _stops = Stop(&shared.stop);
-        for life in 1..=lives() {
+        for life in 1..=lives {
             shared.life.store(life, Ordering::SeqCst);
+            if mode == FaultMode::Sigbus {
+                // Before anything is mapped: the engines touch it at once.
+                // (Until the event of the last unmap is applied the old mapping is followed.)
+                while world.svm.fault_mode(range(base, PAGES), mode).is_err() {
+                    std::thread::yield_now();
+                }
+            }
             assert!(try_map(base), "life {life}: nobody else maps here");
             for page in 0..PAGES {
                 poke(base + page * PAGE + CPU_WORD, life);
             }
             shared.await_stores(life, life % 40);
+            if mode == FaultMode::Sigbus {
+                // What the kernel itself cannot touch is away, and of this mode.
+                trapped += (0..PAGES).filter(|page| !kernel_can_read(base + page * PAGE)).count() as u64;
+            }
             shared.check(life);
             unmap(base, PAGES * PAGE);
         }
@@ -182,6 +215,8 @@ fn one_thread_unmaps_and_maps_again() {
     });
     assert!(world.load(base).is_err(), "what is unmapped cannot be read");
     report(&world, &shared);
+    println!("{trapped} pages found away that only a thread of the application may touch");
+    assert_eq!(trapped > lives, mode == FaultMode::Sigbus, "{mode:?}");
 }
 
 #[test]

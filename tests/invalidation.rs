@@ -8,6 +8,7 @@ mod real;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use granule::Granularity;
+use granule::os::TakeWay;
 use granule::policy::LinkOnly;
 use granule::ports::{Count, FaultCause};
 use granule::units::Access;
@@ -53,14 +54,17 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// Runs `check` in each state; in the racing one, several times.
+    /// Runs `check` in each state, in both ways of taking pages; in the racing state, several times.
     fn each(pages: usize, check: impl Fn(&Fixture, State)) {
-        for state in STATES {
+        for (way, state) in [TakeWay::Move, TakeWay::WriteProtect]
+            .into_iter()
+            .flat_map(|way| STATES.map(|state| (way, state)))
+        {
             let rounds = if state == State::Racing { 12 } else { 1 };
             let world = World::new(64 * MIB, |builder| match state {
-                State::Private(granularity) => builder.granularity(granularity),
-                State::Linked => builder.policy(LinkOnly),
-                State::Racing => builder,
+                State::Private(granularity) => builder.take_way(way).granularity(granularity),
+                State::Linked => builder.take_way(way).policy(LinkOnly),
+                State::Racing => builder.take_way(way),
             });
             let mut fixture = Fixture {
                 world,
@@ -86,7 +90,7 @@ impl Fixture {
                     check(&fixture, state);
                 });
             }
-            assert_eq!(fixture.world.device.counters().iommu_errors, 0, "{state:?}");
+            assert_eq!(fixture.world.device.counters().iommu_errors, 0, "{way:?}, {state:?}");
         }
     }
 
@@ -240,6 +244,56 @@ fn data_follows_mremap() {
         unmap(room, 1024 * PAGE);
         unmap(base, 512 * PAGE);
     });
+}
+
+/// The mapping stays when its pages go, so that a worker in the middle of taking them finds it empty: neither does it wait
+/// for a reader that waits for it, nor does it take zeros for data.
+#[test]
+fn pages_that_leave_their_mapping_behind_keep_their_data() {
+    const PAGES: usize = 64;
+    // More than one: what moves to a place where pages are being discarded is the window that `docs/kernel.md` names.
+    const ROOMS: usize = 6;
+    let _alone = alone(120);
+    for way in [TakeWay::Move, TakeWay::WriteProtect] {
+        let world = World::new(16 * MIB, |builder| builder.take_way(way));
+        let rooms: Vec<usize> = (0..ROOMS).map(|_| map_aligned(2 * MIB)).collect();
+        let target = AtomicUsize::new(rooms[0]);
+        let stop = AtomicBool::new(false);
+        let moved = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    moved.fetch_add(world.prefetch(target.load(Ordering::SeqCst), PAGES), Ordering::Relaxed);
+                }
+            });
+            let _ends = StopOnDrop(&stop);
+            for round in 0..600u64 {
+                let [from, to] = [0, 1].map(|next| rooms[(round as usize + next) % ROOMS]);
+                target.store(from, Ordering::SeqCst);
+                for page in 0..PAGES {
+                    poke(from + page * PAGE, tag(page) + round);
+                }
+                let before = moved.load(Ordering::Relaxed);
+                while round % 4 != 0 && moved.load(Ordering::Relaxed) == before {
+                    std::thread::yield_now();
+                }
+                assert_eq!(remap(from, PAGES * PAGE, PAGES * PAGE, libc::MREMAP_DONTUNMAP, to), to);
+                for page in 0..PAGES {
+                    assert_eq!(
+                        peek(to + page * PAGE),
+                        tag(page) + round,
+                        "{way:?}, page {page}, round {round}"
+                    );
+                    assert_eq!(peek(from + page * PAGE), 0, "{way:?}, left page {page}, round {round}");
+                }
+            }
+        });
+        println!("{way:?}: {} pages to the device", moved.load(Ordering::Relaxed));
+        let away = world.count(Count::PagesToDevice);
+        assert!(away > 60 * PAGES as u64, "{way:?}: they met too rarely, {away} pages");
+        drop(world);
+        rooms.into_iter().for_each(|room| unmap(room, 2 * MIB));
+    }
 }
 
 #[test]

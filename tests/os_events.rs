@@ -6,7 +6,7 @@ mod os_support;
 use std::sync::atomic::Ordering;
 
 use granule::os::TakeWay;
-use granule::ports::{Host, HostEvent, Lookup, VmaKind};
+use granule::ports::{Host, HostEvent, Lookup, VmaKind, WORDS_PER_PAGE};
 use granule::units::{Access, PageMask, VirtAddr, VirtRange};
 use os_support::*;
 
@@ -51,6 +51,56 @@ fn changes_are_told_in_order_and_followed() {
         assert!(!host.is_mirrored(memory.pages(512, 1)) && host.is_armed(memory.pages(528, 496)));
         assert!(host.is_mirrored(VirtRange::of_pages(to, 16)) && host.is_armed(VirtRange::of_pages(to, 16)));
         assert_eq!(target.word(3).load(Ordering::Relaxed), expected(515, 0, 1));
+    }
+}
+
+/// The old range stays, empty and followed; pages that were away, and pages that were there, are told by one event.
+#[test]
+fn a_mapping_that_stays_when_its_pages_move_is_still_followed() {
+    for way in WAYS {
+        let host = open(way);
+        let reader = Reader::zero_filling(&host);
+        let memory = Memory::blocks(2);
+        memory.fill(0..16, 4);
+        host.mirror(memory.pages(0, 512)).expect("mirrored");
+        host.arm(memory.block(0).range()).expect("armed");
+        // The first four are away.
+        let (staging, taken) = take(&host, memory.block(0), &mask(0..4));
+        assert_eq!(taken.taken, mask(0..4), "{way:?}");
+        let (from, to) = (memory.pages(0, 16), memory.pages(512, 16));
+        // SAFETY: moves the test's own pages over the test's own pages.
+        let moved = unsafe {
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+            let (at, bytes) = (from.start().0 as *mut libc::c_void, from.bytes() as usize);
+            libc::mremap(at, bytes, bytes, flags, to.start().0 as *mut libc::c_void)
+        };
+        assert_eq!(moved as u64, to.start().0);
+        assert_eq!(reader.wait_for_changes(1), [HostEvent::Remap { from, to: to.start() }], "{way:?}");
+        for range in [from, to] {
+            assert!(host.is_mirrored(range) && host.is_armed(range), "{way:?}");
+        }
+        for page in 4..16 {
+            check_words(words_at(memory.pages(512 + page, 1).start()), page, 4);
+        }
+        assert_eq!(host.pagemap().is_absent(from), Ok(true), "{way:?}: the old range is empty");
+        assert_eq!(memory.word(7).load(Ordering::Relaxed), 0, "{way:?}");
+        assert_eq!(reader.faults().len(), 1, "{way:?}: and its touches are trapped");
+        // What was away comes home where its mapping is now.
+        let words = host.staging_words(staging);
+        for page in 0..4u64 {
+            let part = &words[page as usize * WORDS_PER_PAGE..][..WORDS_PER_PAGE];
+            assert_eq!(host.give_words(memory.pages(512 + page, 1).start(), part), (1, Ok(())), "{way:?}");
+            check_words(words_at(memory.pages(512 + page, 1).start()), page, 4);
+        }
+        host.staging_done(staging);
+        // The empty range can be taken again: as zeros, and what was touched.
+        memory.word(7).store(70, Ordering::Relaxed);
+        let (staging, taken) = take(&host, memory.block(0), &mask(0..16));
+        assert_eq!(taken.taken, mask(0..16), "{way:?}");
+        let found = |page: usize| host.staging_words(staging)[page * WORDS_PER_PAGE].load(Ordering::Relaxed);
+        assert_eq!((found(0), found(7), found(8)), (0, 70, 0), "{way:?}");
+        assert_eq!(give(&host, memory.block(0), &taken.taken, staging).given, taken.taken);
+        host.staging_done(staging);
     }
 }
 

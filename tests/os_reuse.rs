@@ -101,7 +101,7 @@ fn a_page_that_moves_away_while_it_is_protected_can_be_written_again() {
         });
         drain_until(&|| moving.is_finished(), &|_| {});
         assert_eq!(
-            host.drop_taken(memory.block(0), &mask(0..1)),
+            host.copy_taken(memory.block(0), &mask(0..1)),
             PageMask::EMPTY,
             "it is not there any more"
         );

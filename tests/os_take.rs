@@ -88,6 +88,37 @@ fn holes_are_taken_as_zeros_and_slots_are_clean_again() {
     }
 }
 
+/// A slot may be given back with pages in it that nobody was given: an event took them from whoever was to bring them.
+#[test]
+fn what_was_left_in_a_slot_is_not_taken_for_an_absent_page() {
+    for way in WAYS {
+        let host = open(way);
+        let _reader = Reader::zero_filling(&host);
+        let memory = Memory::blocks(1);
+        arm(&host, &memory);
+        // All four slots, so that it does not matter which one is found again.
+        let slots: Vec<_> = (0..4).map(|_| host.staging(&PageMask::EMPTY).expect("a slot")).collect();
+        for slot in slots {
+            host.staging_words(slot)
+                .iter()
+                .step_by(WORDS_PER_PAGE)
+                .for_each(|word| word.store(66, Ordering::Relaxed));
+            host.staging_done(slot);
+        }
+        memory.fill(0..1, 6);
+        let (staging, taken) = take(&host, memory.block(0), &mask(0..64));
+        assert_eq!(taken.taken, mask(0..64), "{way:?}");
+        let words = host.staging_words(staging);
+        check_words(&words[..WORDS_PER_PAGE], 0, 6);
+        assert!(
+            words[WORDS_PER_PAGE..64 * WORDS_PER_PAGE].iter().all(|word| word.load(Ordering::Relaxed) == 0),
+            "{way:?}"
+        );
+        assert_eq!(give(&host, memory.block(0), &taken.taken, staging), Give::all(taken.taken));
+        host.staging_done(staging);
+    }
+}
+
 #[test]
 fn what_the_kernel_refuses_stays_and_its_neighbours_go() {
     let host = open(TakeWay::Move);

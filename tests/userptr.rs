@@ -272,7 +272,7 @@ fn a_region_of_the_library_is_shared_by_cpu_device_and_service() {
     assert_eq!(unsafe { ((at + 80_000) as *const u64).read_volatile() }, 42);
     assert_eq!(region.view()[10_000].load(std::sync::atomic::Ordering::Relaxed), 42);
     let stats = svm.stats();
-    assert!(stats.count(Count::PagesLinked) >= 2 && stats.count(Count::PagesToDevice) == 0);
+    assert!(stats.count(Count::PagesToDevice) >= 2, "its pages move: {stats:?}");
     drop(region);
     assert!(device.run(|engine| engine.load::<u64>(at).map(drop)).is_err());
     assert!(svm.prefetch(VirtRange::default(), DeviceId(0)).is_ok());

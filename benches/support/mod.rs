@@ -8,6 +8,8 @@
 //!    ever adds to it.
 #![allow(dead_code, unused_imports, reason = "each bench uses a part")]
 
+#[path = "../../tests/support/memory.rs"]
+mod memory;
 mod noop;
 mod raw_fault;
 mod region;

@@ -1,11 +1,6 @@
 //! Ports that do nothing, as fast as they can: what is left is the library's own work.
 
-use granule::dma::{IovaSpace, ReserveIova};
-use granule::granule::{
-    BlockRecord, DevicePlane, FineSlots, Gate, GateSeat, GranuleRecord, HomecomingRecord, Homecomings,
-    TableMemory, TableNode, Tables, TransitRecord, UserptrRecord, Userptrs,
-};
-use granule::migrate::{ChunkRecord, DeviceMemory, EvictionOrder, Space, SpaceDevice};
+use granule::migrate::{Space, SpaceDevice};
 use granule::os::FutexPark;
 use granule::policy::Policy;
 use granule::ports::{
@@ -18,6 +13,8 @@ use granule::units::{
     Access, BLOCK_BYTES, BlockNo, DevAddr, DevMemAddr, Iova, PAGE_BYTES, PAGES_PER_BLOCK, PageMask, PhysAddr,
     SPACE_BYTES, VirtAddr, VirtRange,
 };
+
+use super::memory::{Sizes, SpaceMemory};
 
 /// Where the one mapping of a no-op space begins.
 pub const REGION: VirtAddr = VirtAddr(1 << 40);
@@ -168,36 +165,12 @@ impl Probe for AtomicProbe {
     fn time(&self, _: Timing, _: u64) {}
 }
 
-struct Iovas(std::sync::Mutex<IovaSpace>);
-
-impl ReserveIova for Iovas {
-    fn with(&self, act: &mut dyn FnMut(&mut IovaSpace)) {
-        act(&mut self.0.lock().expect("no bench panics here"));
-    }
-}
-
 /// What a space over no-op ports borrows from.
 pub struct NoopMemory {
     host: NoopHost,
     device: NoopDevice,
-    iova: Iovas,
-    level1: Vec<AtomicU32>,
-    nodes: Vec<TableNode>,
-    granules: Vec<GranuleRecord>,
-    blocks: Vec<BlockRecord>,
-    planes: Vec<DevicePlane>,
-    fine: Vec<FineSlots>,
-    seats: Vec<GateSeat>,
-    transits: Vec<TransitRecord>,
-    homecomings: Vec<HomecomingRecord>,
-    userptrs: Vec<UserptrRecord>,
-    userptr_words: Vec<AtomicU64>,
-    chunks: Vec<ChunkRecord>,
-    blocks_used: u64,
-}
-
-fn make<T: Default>(n: usize) -> Vec<T> {
-    (0..n).map(|_| T::default()).collect()
+    memory: SpaceMemory,
+    blocks: u64,
 }
 
 pub type NoopSpace<'m> = Space<'m, NoopHost>;
@@ -206,42 +179,30 @@ impl NoopMemory {
     /// For a mapping of `blocks` blocks from [`REGION`] on, a device with memory for all of it, and `seats` threads.
     pub fn new(blocks: usize, seats: usize) -> Self {
         let device = NoopDevice { memory_bytes: blocks as u64 * BLOCK_BYTES };
-        let aperture = device.iommu().aperture();
-        Self {
-            host: NoopHost {
-                mapping: VirtRange::of_pages(REGION, (blocks * PAGES_PER_BLOCK) as u64),
-                staging: make(PAGES_PER_BLOCK * WORDS_PER_PAGE),
-            },
-            device,
-            iova: Iovas(std::sync::Mutex::new(IovaSpace::new(aperture, &[]))),
-            level1: make(512),
-            nodes: make(4),
-            granules: make(blocks / 256 + 2),
-            blocks: make(blocks),
-            planes: make(blocks),
-            fine: make(blocks),
-            seats: make(seats),
-            transits: make(seats),
-            homecomings: make(2),
-            userptrs: make(64),
-            userptr_words: make(64),
-            chunks: make(blocks),
-            blocks_used: blocks as u64,
-        }
+        let sizes = Sizes {
+            level1: 512,
+            nodes: 4,
+            granules: blocks / 256 + 2,
+            blocks,
+            fine: blocks,
+            seats,
+            userptrs: 64,
+        };
+        let memory = SpaceMemory::new(sizes, &device);
+        let host = NoopHost {
+            mapping: VirtRange::of_pages(REGION, (blocks * PAGES_PER_BLOCK) as u64),
+            staging: (0..PAGES_PER_BLOCK * WORDS_PER_PAGE).map(|_| Word::new(0)).collect(),
+        };
+        Self { host, device, memory, blocks: blocks as u64 }
     }
 
     /// The whole mapping.
     pub fn range(&self) -> VirtRange {
-        VirtRange::of_pages(REGION, self.blocks_used * PAGES_PER_BLOCK as u64)
+        VirtRange::of_pages(REGION, self.blocks * PAGES_PER_BLOCK as u64)
     }
 
     pub fn device(&self) -> SpaceDevice<'_> {
-        SpaceDevice {
-            port: &self.device,
-            memory: DeviceMemory::new(&self.chunks),
-            order: EvictionOrder::default(),
-            iova: &self.iova,
-        }
+        self.memory.device(&self.device)
     }
 
     pub fn space<'m>(
@@ -250,27 +211,7 @@ impl NoopMemory {
         policy: &'m dyn Policy,
         probe: &'m dyn Probe,
     ) -> NoopSpace<'m> {
-        let tables = TableMemory {
-            nodes: &self.nodes,
-            level1: &self.level1,
-            granules: &self.granules,
-            blocks: &self.blocks,
-            planes: &self.planes,
-            fine: &self.fine,
-        };
-        Space {
-            host: &self.host,
-            tables: Tables::new(tables, 1),
-            gate: Gate::new(&self.seats),
-            transits: &self.transits,
-            park: &FutexPark,
-            policy,
-            probe,
-            devices,
-            userptrs: Userptrs::new(&self.userptrs, &self.userptr_words),
-            fence_limit_ns: 1_000_000_000,
-            homecomings: Homecomings::new(&self.homecomings),
-        }
+        self.memory.space(&self.host, &FutexPark, devices, policy, probe)
     }
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `malloc` | ordinary vectors | `malloc`, one by one | by its faults |
 //! | `mmap` | private anonymous mappings | cut from such mappings | by its faults |
-//! | `library` | regions of [`Svm::alloc`] | cut from such regions | when they are made |
+//! | `library` | regions of [`Svm::alloc`] | cut from such regions | by its faults |
 //! | `userptr` | private anonymous mappings | cut from such mappings | by [`Svm::userptr`], before they are filled |
 
 #![allow(

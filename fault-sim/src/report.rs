@@ -27,6 +27,8 @@ pub struct Report {
     pub workload: Kind,
     pub alloc: Source,
     pub take: Take,
+    /// Found out, not asked for: without rights it is so whatever was asked for.
+    pub user_mode_only: bool,
     pub backend: &'static str,
     pub size_bytes: u64,
     pub device_memory_bytes: u64,
@@ -90,6 +92,7 @@ pub struct Report {
     pub fine_slot_bytes: u64,
     pub device_record_bytes: u64,
     pub staging_bytes: u64,
+    pub stack_bytes: u64,
     pub device_page_table_bytes: u64,
     pub iommu_page_table_bytes: u64,
 }
@@ -119,6 +122,8 @@ pub struct Measured {
     pub check: (u64, Duration),
     /// Pages that hold the workload's data.
     pub pages_touched: u64,
+    /// Whether the kernel served touches of user mode only.
+    pub user_mode_only: bool,
     /// Accesses that the device's IOMMU refused.
     pub iommu_errors: u64,
     /// Memory of the device's page table.
@@ -144,6 +149,7 @@ impl Report {
             workload: asked.workload,
             alloc: asked.alloc,
             take: asked.take,
+            user_mode_only: measured.user_mode_only,
             backend: asked.backend,
             size_bytes: asked.size.0,
             device_memory_bytes: asked.device_memory.0,
@@ -200,6 +206,7 @@ impl Report {
             fine_slot_bytes: memory.fine_slot_bytes,
             device_record_bytes: memory.device_record_bytes,
             staging_bytes: memory.staging_bytes,
+            stack_bytes: memory.stack_bytes,
             device_page_table_bytes: measured.device_page_table_bytes,
             iommu_page_table_bytes: measured.iommu_page_table_bytes,
         }
@@ -239,6 +246,10 @@ impl Report {
                 vec![
                     ("memory from", name(self.alloc)),
                     ("taken by", name(self.take)),
+                    (
+                        "faults served",
+                        if self.user_mode_only { "of user mode only" } else { "all" }.to_owned(),
+                    ),
                     ("device memory", Size(self.device_memory_bytes).to_string()),
                     ("granularity", Size(self.granularity_bytes).to_string()),
                     ("engines / CPU threads", format!("{} / {}", self.engines, self.threads)),
@@ -315,6 +326,7 @@ impl Report {
                     ("index of 4 KiB slots", binary(self.fine_slot_bytes)),
                     ("records of device memory", binary(self.device_record_bytes)),
                     ("staging", binary(self.staging_bytes)),
+                    ("stacks", binary(self.stack_bytes)),
                     ("device page table", binary(self.device_page_table_bytes)),
                     ("IOMMU page table", binary(self.iommu_page_table_bytes)),
                 ],

@@ -1,7 +1,7 @@
 use super::invalidate::{freeze, settle};
 use crate::granule::{BlockGuard, TransitBusy};
 use crate::migrate::{Space, extents};
-use crate::ports::{Count, Host, HostError, WORDS_PER_PAGE};
+use crate::ports::{Count, DeviceError, Host, HostError, WORDS_PER_PAGE};
 use crate::units::{
     Access, BlockNo, PAGE_BYTES, PAGE_SHIFT, PAGES_PER_SLOT_64K, PageIndex, PageMask, Seat, VirtAddr,
     VirtRange,
@@ -213,15 +213,18 @@ fn bring<H: Host>(
     let Some(staging) = space.host.staging_for(number, pages) else {
         return (PageMask::EMPTY, Some(Stopped::Host(HostError::OutOfMemory)));
     };
-    let words = space.host.staging_words(staging);
     let mut copied = PageMask::EMPTY;
     let _ = extents(block, &space.tables, pages, |start, len, at| {
-        let result = port.copy_out(at, &words[start * WORDS_PER_PAGE..(start + len) * WORDS_PER_PAGE]);
-        match result {
-            Ok(()) => copied |= PageMask::of_range(start..start + len),
-            Err(_) => space.probe.add(Count::CopiesFailed, 1),
+        let mut done = 0;
+        while done < len {
+            let words = space.host.moving_words(number, start + done..start + len, staging);
+            port.copy_out(at + done as u64 * PAGE_BYTES, words)
+                .inspect_err(|_| space.probe.add(Count::CopiesFailed, 1))?;
+            let end = done + words.len() / WORDS_PER_PAGE;
+            copied |= PageMask::of_range(start + done..start + end);
+            done = end;
         }
-        result
+        Ok::<(), DeviceError>(())
     });
     let give = space.host.give(number, &copied, staging);
     space.host.staging_done(staging);

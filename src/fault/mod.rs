@@ -42,7 +42,7 @@ mod userptr;
 
 pub use classify::{Classified, classify};
 pub use cpu::{CpuFault, CpuServed, serve_cpu, serve_in_place};
-pub use fork::fill_child;
+pub use fork::{fill_child, share_with_child};
 pub use intake::{BlockFault, group};
 pub use invalidate::{forget_contents, invalidate};
 pub use remap::{bring_home, remap};

@@ -38,7 +38,8 @@ pub fn remap<H: Host>(space: &Space<'_, H>, from: VirtRange, to: VirtAddr) -> u6
         });
         for page in staged.pages() {
             let record = moving.expect("staged pages have a mover");
-            let source = &space.host.staging_words(record.staging())[words_of(page)];
+            let at = page.0 as usize;
+            let source = space.host.moving_words(number, at..at + 1, record.staging());
             match home_for(space, target(page)) {
                 Some((_, words)) => copy_words(source, words),
                 None => lost += 1,

@@ -1,4 +1,4 @@
-use super::{CpuFault, CpuServed, bring_home, fill_child, invalidate, remap, serve_cpu};
+use super::{CpuFault, CpuServed, bring_home, fill_child, invalidate, remap, serve_cpu, share_with_child};
 use crate::migrate::Space;
 use crate::ports::{Clock, Count, Host, HostEvent, Timing};
 use crate::sync::{Rule, holds};
@@ -71,6 +71,7 @@ fn read_and_apply<H: Host>(space: &Space<'_, H>, clock: &dyn Clock, reader: &mut
                 debug_assert_eq!(lost, 0, "there is a staging slot for every block that devices can hold");
             }
             HostEvent::Fork { child } => fill_child(space, child),
+            HostEvent::ForkShared { child } => share_with_child(space, child),
         }
     }
     for device in space.devices {

@@ -44,16 +44,22 @@ fn move_through<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>, s
         Err(stopped) => return stopped.into(),
     };
     let number = space.tables.record(job.block).number();
-    let gone = space.host.drop_taken(number, &take.taken);
-    let copied = copy_in(space, job, &(take.taken & gone), staging);
+    let gone = if space.host.takes_by_protecting() {
+        let copied = space.host.copy_taken(number, &take.taken);
+        let owned = still_owned(space, seat, job, record) & copied;
+        space.host.drop_taken(number, &owned) & owned
+    } else {
+        take.taken
+    };
+    let copied = copy_in(space, job, &gone, staging);
     let undone = take.taken - copied;
     if !undone.is_empty() {
         super::to_ram::give_all(space, seat, job.block, record, &undone, staging);
     }
     let mut moved = commit(space, seat, job, record, &pages, &copied);
-    moved.refused = take.refused | pinned;
+    moved.refused = take.refused | pinned | (take.taken - gone);
     space.probe.add(Count::PagesRefused, take.refused.count() as u64);
-    if !undone.is_empty() {
+    if copied != gone {
         moved.failed = Some(FaultCause::DeviceFailed);
     } else if take.taken | take.refused != pages {
         moved.retry = Some(Retry::Changing);
@@ -140,6 +146,24 @@ fn begin_and_take<H: Host>(
     Ok((pages, take, job.pages & pinned))
 }
 
+/// What of a transit is its worker's at a moment at which no change of the address space is under way. What he drops then
+/// stands in the mapping that he took it from, unless another thread is quicker than his next call.
+fn still_owned<H: Host>(
+    space: &Space<'_, H>,
+    seat: Seat,
+    job: &ToDevice<'_>,
+    record: &TransitRecord,
+) -> PageMask {
+    loop {
+        let inside = space.gate.enter(seat, space.park);
+        if !space.host.is_changing() {
+            return space.tables.lock(job.block, space.park).transit_pages(record);
+        }
+        drop(inside);
+        space.host.pause();
+    }
+}
+
 /// Traps touches of absent pages in the mapping's part of the block, before the first page is taken.
 fn arm<H: Host>(
     space: &Space<'_, H>,
@@ -179,7 +203,7 @@ fn copy_in<H: Host>(
     staging: StagingId,
 ) -> PageMask {
     let port = space.device(job.device).port;
-    let words = space.host.staging_words(staging);
+    let number = space.tables.record(job.block).number();
     let mut copied = PageMask::EMPTY;
     let mut rest = *taken;
     while let Some(first) = rest.first() {
@@ -193,9 +217,10 @@ fn copy_in<H: Host>(
         drop(block);
         let (start, len, at) = extent.expect("a non-empty mask has a first extent");
         debug_assert_eq!(start, first.0 as usize);
-        let part = PageMask::of_range(start..start + len);
+        let words = space.host.moving_words(number, start..start + len, staging);
+        let part = PageMask::of_range(start..start + words.len() / WORDS_PER_PAGE);
         rest -= part;
-        if port.copy_in(at, &words[start * WORDS_PER_PAGE..(start + len) * WORDS_PER_PAGE]).is_err() {
+        if port.copy_in(at, words).is_err() {
             break;
         }
         copied |= part;

@@ -76,7 +76,7 @@ fn copy_out<H: Host>(
     staging: StagingId,
 ) -> PageMask {
     let port = space.device(owner).port;
-    let words = space.host.staging_words(staging);
+    let number = space.tables.record(index).number();
     let mut copied = PageMask::EMPTY;
     let mut rest = *pages;
     while !rest.is_empty() {
@@ -89,9 +89,8 @@ fn copy_out<H: Host>(
         });
         drop(block);
         let Some((start, len, at)) = extent else { break };
-        let part = PageMask::of_range(start..start + len);
-        rest -= part;
-        let words = &words[start * WORDS_PER_PAGE..(start + len) * WORDS_PER_PAGE];
+        let words = space.host.moving_words(number, start..start + len, staging);
+        rest -= PageMask::of_range(start..start + words.len() / WORDS_PER_PAGE);
         copied |= read_pages(space, port, start, at, words);
     }
     copied

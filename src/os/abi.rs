@@ -6,12 +6,12 @@
 #![allow(unsafe_code, reason = "ioctl takes untyped pointers")]
 
 pub(crate) use linux_raw_sys::general::{
-    page_region, pm_scan_arg, procmap_query, uffdio_api, uffdio_copy, uffdio_move, uffdio_poison,
-    uffdio_range, uffdio_register, uffdio_writeprotect, uffdio_zeropage,
+    page_region, pm_scan_arg, procmap_query, uffdio_api, uffdio_continue, uffdio_copy, uffdio_move,
+    uffdio_poison, uffdio_range, uffdio_register, uffdio_writeprotect, uffdio_zeropage,
 };
 pub(crate) use linux_raw_sys::ioctl::{
-    UFFDIO_API, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT,
-    UFFDIO_ZEROPAGE,
+    UFFDIO_API, UFFDIO_CONTINUE, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE,
+    UFFDIO_WRITEPROTECT, UFFDIO_ZEROPAGE,
 };
 
 use crate::ports::HostError;
@@ -44,6 +44,7 @@ const _: () = {
         size_of::<uffdio_range>() == 16 && carried(UFFDIO_UNREGISTER) == 16 && carried(UFFDIO_WAKE) == 16
     );
     assert!(size_of::<uffdio_copy>() == 40 && carried(UFFDIO_COPY) == 40);
+    assert!(size_of::<uffdio_continue>() == 32 && carried(UFFDIO_CONTINUE) == 32);
     assert!(size_of::<uffdio_zeropage>() == 32 && carried(UFFDIO_ZEROPAGE) == 32);
     assert!(size_of::<uffdio_writeprotect>() == 24 && carried(UFFDIO_WRITEPROTECT) == 24);
     assert!(size_of::<uffdio_move>() == 40 && carried(UFFDIO_MOVE) == 40);

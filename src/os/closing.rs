@@ -28,11 +28,11 @@ impl LinuxHost {
             let mut events = [HostEvent::Fork { child: 0 }; 8];
             let read = self.drain(&mut events);
             for event in &events[..read] {
-                if let HostEvent::Fork { child } = event {
+                if let HostEvent::Fork { child } | HostEvent::ForkShared { child } = event {
                     self.child_done(*child);
                 }
             }
-            let uffds = [Some(&self.uffd), self.sigbus.as_ref()];
+            let uffds = [Some(&self.uffd), self.sigbus.as_ref(), self.region_uffd.as_ref()];
             if read == 0 && !uffds.into_iter().flatten().any(|uffd| uffd.is_changing()) {
                 break;
             }
@@ -40,8 +40,8 @@ impl LinuxHost {
         }
         self.uffd.retire(&self.signal);
         self.staging.retire(&self.signal);
-        if let Some(sigbus) = &self.sigbus {
-            sigbus.retire(&self.signal);
+        for uffd in [&self.sigbus, &self.region_uffd].into_iter().flatten() {
+            uffd.retire(&self.signal);
         }
     }
 }

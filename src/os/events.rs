@@ -84,12 +84,13 @@ impl LinuxHost {
         // A negative descriptor is passed over.
         let sigbus = self.sigbus.as_ref().map_or(-1, |uffd| uffd.as_fd().as_raw_fd());
         let main = self.uffd.as_fd().as_raw_fd();
-        let mut fds = [poll(main), poll(self.signal.0.as_raw_fd()), poll(sigbus)];
+        let regions = self.region_uffd.as_ref().map_or(-1, |uffd| uffd.as_fd().as_raw_fd());
+        let mut fds = [poll(main), poll(self.signal.0.as_raw_fd()), poll(sigbus), poll(regions)];
         loop {
             let looked = self.settling.load(Ordering::Relaxed) as usize;
             let limit_ms = SETTLE_AFTER_MS.get(looked).copied().unwrap_or(-1);
-            // SAFETY: three entries of this stack.
-            let ready = unsafe { libc::poll(fds.as_mut_ptr(), 3, limit_ms) };
+            // SAFETY: four entries of this stack.
+            let ready = unsafe { libc::poll(fds.as_mut_ptr(), 4, limit_ms) };
             if ready > 0 {
                 break;
             }
@@ -102,7 +103,10 @@ impl LinuxHost {
         if interrupted {
             self.signal.consume();
         }
-        Readiness { messages: (fds[0].revents | fds[2].revents) & libc::POLLIN != 0, interrupted }
+        Readiness {
+            messages: (fds[0].revents | fds[2].revents | fds[3].revents) & libc::POLLIN != 0,
+            interrupted,
+        }
     }
 
     /// Makes one [`LinuxHost::wait`] (the current or the next) return.
@@ -114,8 +118,8 @@ impl LinuxHost {
     pub(super) fn read_messages(&self, out: &mut [HostEvent]) -> usize {
         let most = if self.way == TakeWay::WriteProtect { 1 } else { BATCH };
         let mut filled = self.read_from(&self.uffd, most, out);
-        if let Some(sigbus) = &self.sigbus {
-            filled += self.read_from(sigbus, most, &mut out[filled..]);
+        for uffd in [&self.sigbus, &self.region_uffd].into_iter().flatten() {
+            filled += self.read_from(uffd, most, &mut out[filled..]);
         }
         filled
     }
@@ -128,7 +132,7 @@ impl LinuxHost {
             self.drops.forget_left();
             let got = uffd.read(&mut messages[..asked]);
             for message in &messages[..got] {
-                if let Some(event) = self.translate(message) {
+                if let Some(event) = self.translate(message, uffd) {
                     out[filled] = event;
                     filled += 1;
                 }
@@ -140,7 +144,7 @@ impl LinuxHost {
         filled
     }
 
-    fn translate(&self, message: &Message) -> Option<HostEvent> {
+    fn translate(&self, message: &Message, uffd: &Userfaultfd) -> Option<HostEvent> {
         let [a, b, c] = message.args;
         let between = |start: u64, end: u64| VirtRange::between(VirtAddr(start), VirtAddr(end));
         match u32::from(message.event) {
@@ -151,7 +155,16 @@ impl LinuxHost {
                 let access = if wrote { Access::Write } else { Access::Read };
                 Some(HostEvent::Fault { at: VirtAddr(b), access, write_protected })
             }
-            raw::UFFD_EVENT_FORK => self.enter_child(a as i32).map(|child| HostEvent::Fork { child }),
+            raw::UFFD_EVENT_FORK => {
+                let shares = self.region_uffd.as_ref().is_some_and(|regions| core::ptr::eq(regions, uffd));
+                if shares {
+                    self.regions.share_all();
+                }
+                self.enter_child(a as i32).map(|child| match shares {
+                    true => HostEvent::ForkShared { child },
+                    false => HostEvent::Fork { child },
+                })
+            }
             raw::UFFD_EVENT_REMAP => {
                 let (from, to) = (VirtRange::of_pages(VirtAddr(a), c / PAGE_BYTES), VirtAddr(b));
                 self.moved(from, to);
@@ -159,7 +172,7 @@ impl LinuxHost {
             }
             raw::UFFD_EVENT_REMOVE => {
                 let range = between(a, b);
-                if self.drops.any() && self.drops.swallows(range) {
+                if self.drops.any() && self.is_own_drop(range) {
                     return None;
                 }
                 self.tables.lock().removing(range);
@@ -174,6 +187,14 @@ impl LinuxHost {
             // A kind that was not asked for in the handshake.
             _ => None,
         }
+    }
+
+    fn is_own_drop(&self, range: VirtRange) -> bool {
+        let is_absent = |at: VirtAddr| self.pagemap.is_absent(VirtRange::of_pages(at, 1)) == Ok(true);
+        let begins = |at: VirtAddr| {
+            self.vmas.next_mapped(at).is_ok_and(|mapped| mapped.is_some_and(|mapped| mapped.start() == at))
+        };
+        self.drops.swallows(range, is_absent, begins)
     }
 
     fn enter_child(&self, fd: i32) -> Option<u32> {

@@ -1,5 +1,5 @@
-//! Which of two userfaultfds a page is registered with: the one whose faults are read, or the one whose faults are
-//! SIGBUS in the thread that touched the page.
+//! Which of three userfaultfds a page is registered with: the one whose faults are read, the one whose faults are SIGBUS
+//! in the thread that touched the page, or the one of regions, whose faults are read, too.
 //!
 //! # Rules
 //! 1. A mapping can be registered with one userfaultfd only, so a range chooses before it is followed.
@@ -16,7 +16,7 @@ use super::host::LinuxHost;
 use super::tables::Held;
 use super::take::TakeWay;
 use super::userfaultfd::{Mode, Userfaultfd};
-use crate::units::{PAGE_BYTES, VirtAddr, VirtRange};
+use crate::units::{VirtAddr, VirtRange};
 
 /// Who serves a touch of a page that is on a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
@@ -77,12 +77,11 @@ impl LinuxHost {
 
     /// The userfaultfd of the page at `at`, and how many of `pages` pages from there on share it.
     pub(super) fn uffd_for(&self, at: VirtAddr, pages: u64) -> (&Userfaultfd, u64) {
-        let Some(sigbus) = self.sigbus.as_ref().filter(|_| self.tables.any_sigbus()) else {
+        if !self.tables.any_sigbus() && !self.tables.any_region() {
             return (&self.uffd, pages);
-        };
-        let held = self.tables.lock();
-        let (uffd, until) = part_from(&held, VirtRange::of_pages(at, pages), &self.uffd, sigbus);
-        (uffd, until.bytes_since(at) / PAGE_BYTES)
+        }
+        let (uffd, part) = self.part_from(&self.tables.lock(), VirtRange::of_pages(at, pages));
+        (uffd, part.pages())
     }
 
     /// Registers a range with the userfaultfds of its parts.
@@ -109,27 +108,22 @@ impl LinuxHost {
         range: VirtRange,
         mut act: impl FnMut(&Userfaultfd, VirtRange) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let Some(sigbus) = &self.sigbus else { return act(&self.uffd, range) };
         let mut rest = range;
         while !rest.is_empty() {
-            let (uffd, until) = part_from(held, rest, &self.uffd, sigbus);
-            act(uffd, VirtRange::between(rest.start(), until))?;
-            rest = VirtRange::between(until, rest.end());
+            let (uffd, part) = self.part_from(held, rest);
+            act(uffd, part)?;
+            rest = VirtRange::between(part.end(), rest.end());
         }
         Ok(())
     }
-}
 
-/// Of two userfaultfds that of the start of `range`, and up to where it is.
-fn part_from<'a>(
-    held: &Held<'_>,
-    range: VirtRange,
-    blocking: &'a Userfaultfd,
-    sigbus: &'a Userfaultfd,
-) -> (&'a Userfaultfd, VirtAddr) {
-    match held.sigbus.first_in(range) {
-        Some(part) if part.start() == range.start() => (sigbus, part.end()),
-        Some(part) => (blocking, part.start()),
-        None => (blocking, range.end()),
+    /// The userfaultfd of the start of `range`, and the part from there on that shares it.
+    fn part_from(&self, held: &Held<'_>, range: VirtRange) -> (&Userfaultfd, VirtRange) {
+        let (range, is_region) = held.regions.part_around(range, range.start());
+        if is_region {
+            return (self.region_uffd.as_ref().unwrap_or(&self.uffd), range);
+        }
+        let (range, is_sigbus) = held.sigbus.part_around(range, range.start());
+        (self.sigbus.as_ref().filter(|_| is_sigbus).unwrap_or(&self.uffd), range)
     }
 }

@@ -40,6 +40,11 @@ impl FaultStacks {
         Ok(Self { stacks, taken: AtomicU32::new(0) })
     }
 
+    /// Bytes of all stacks that are backed by memory now.
+    pub fn resident_bytes(&self) -> u64 {
+        self.stacks.iter().map(PrivateBytes::resident_bytes).sum()
+    }
+
     /// What `act` returns on a free stack; sleeps while none is free. `act` does not unwind and returns. The caller has
     /// blocked signals: a handler that ran on a private stack would have it to itself until it returned.
     pub fn run(&self, act: OnStack, context: usize, at: u64, write: bool) -> bool {

@@ -3,6 +3,7 @@
 //! # Parts
 //! * the *main* userfaultfd (events, sync write protection) holds what is mirrored, and the staging slots in which
 //!   pages stand while they move; another one (no events) helps to discard them;
+//! * a third one holds regions of the library, in so far as they can move (`regions`);
 //! * `tables` say what is mirrored, armed, and being removed; `drops` which discards are our own;
 //! * `take` moves pages there and back, `events` reads what the kernel tells.
 //!
@@ -12,6 +13,7 @@
 #![allow(unsafe_code, reason = "registers and populates memory")]
 
 use core::fmt;
+use core::ops::Range;
 use core::sync::atomic::AtomicI32;
 use core::time::Duration;
 
@@ -23,6 +25,7 @@ use super::events::{CHILDREN, Signal};
 use super::pagemap::Pagemap;
 use super::park::FutexPark;
 use super::private::{PrivateArc, PrivateError, Slab};
+use super::regions::Regions;
 use super::staging::{Staging, StagingError};
 use super::tables::{Held, Tables};
 use super::take::TakeWay;
@@ -47,7 +50,7 @@ pub struct HostOptions {
     pub pool_bytes: u64,
     /// The way in which pages are taken; `None`: the best that the kernel has.
     pub take_way: Option<TakeWay>,
-    /// Ask for no more than the user-mode-only fault mode.
+    /// Ask for no more than the user-mode-only fault mode (`named`), as a process without rights gets it.
     pub user_mode_only: bool,
 }
 
@@ -94,6 +97,9 @@ pub struct LinuxHost {
     pub(super) uffd: Userfaultfd,
     /// For ranges that asked for SIGBUS; `None` where the kernel has no such thing.
     pub(super) sigbus: Option<Userfaultfd>,
+    /// For regions of the library; `None` where the kernel cannot trap touches of them.
+    pub(super) region_uffd: Option<Userfaultfd>,
+    pub(super) regions: PrivateArc<Regions>,
     pub(super) staging: Staging,
     pub(super) tables: Tables,
     pub(super) drops: Drops,
@@ -106,7 +112,7 @@ pub struct LinuxHost {
     pub(super) children: Slab<AtomicI32>,
     /// How often `wait` has looked for pages being removed since the last such event.
     pub(super) settling: AtomicU32,
-    vmas: Vmas,
+    pub(super) vmas: Vmas,
 }
 
 impl LinuxHost {
@@ -144,6 +150,8 @@ impl LinuxHost {
             settling: AtomicU32::new(u32::MAX),
             vmas: Vmas::open()?,
             sigbus: Userfaultfd::open(Role::Sigbus, options.user_mode_only).ok(),
+            region_uffd: Userfaultfd::open(Role::Regions, options.user_mode_only).ok(),
+            regions: PrivateArc::new(Regions::new(options.staging_slots.max(1))?)?,
             uffd,
         };
         Ok(PrivateArc::new(host)?)
@@ -157,6 +165,19 @@ impl LinuxHost {
     /// The way in which pages are taken.
     pub fn take_way(&self) -> TakeWay {
         self.way
+    }
+
+    /// The regions of the library.
+    pub(crate) fn regions(&self) -> &PrivateArc<Regions> {
+        &self.regions
+    }
+
+    /// The mapping that holds an address, or the next one above it.
+    ///
+    /// # Errors
+    /// [`HostError`] if the kernel cannot be asked.
+    pub(crate) fn next_mapped(&self, at: VirtAddr) -> Result<Option<VirtRange>, HostError> {
+        self.vmas.next_mapped(at)
     }
 
     /// Which pages the CPU has.
@@ -189,7 +210,9 @@ impl LinuxHost {
         held.mirrored.clear();
         held.armed.clear();
         held.removing.clear();
-        held.sigbus.clear();
+        for set in [held.sigbus, held.regions, held.named] {
+            set.clear();
+        }
     }
 
     /// The mode of armed ranges. Protecting needs its bit, and a mode with both bits cannot be left again.
@@ -198,6 +221,14 @@ impl LinuxHost {
             TakeWay::Move => Mode::Missing,
             TakeWay::WriteProtect => Mode::Both,
         }
+    }
+
+    /// Whether a change of followed memory is under way: a mapping may stand already where an event that is still to be
+    /// read says that one is gone.
+    pub(super) fn is_changing(&self) -> bool {
+        let sigbus = self.sigbus.as_ref().filter(|_| self.tables.any_sigbus());
+        let regions = self.region_uffd.as_ref().filter(|_| self.tables.any_region());
+        [Some(&self.uffd), sigbus, regions].into_iter().flatten().any(Userfaultfd::is_changing)
     }
 
     fn fill(
@@ -229,14 +260,17 @@ impl Host for LinuxHost {
     }
 
     fn vma(&self, at: VirtAddr) -> Result<Lookup, HostError> {
-        self.vmas.lookup(at)
+        Ok(match self.vmas.lookup(at)? {
+            Lookup::Mapped(vma) => Lookup::Mapped(self.judge(vma, at)),
+            hole => hole,
+        })
     }
 
     fn mirror(&self, range: VirtRange) -> Result<Mirrored, HostError> {
         if super::private::overlaps(range) {
             return Err(HostError::NotSupported);
         }
-        if self.uffd.is_changing() {
+        if self.is_changing() {
             // The tables tell of the mapping that was here when events were last read. Another one may stand here
             // now, which is followed by nobody: what is taken from it would read as zeros without a trap.
             return Err(HostError::Changing);
@@ -299,7 +333,12 @@ impl Host for LinuxHost {
         let held = self.tables.lock();
         let mut rest = block.range();
         while let Some(part) = held.armed.first_in(rest) {
+            let (part, is_region) = held.regions.part_around(part, part.start());
             rest = VirtRange::between(part.end(), rest.end());
+            if is_region {
+                // Trapped for as long as it lives, at no cost to what is mapped.
+                continue;
+            }
             // SAFETY: in this mode nothing is trapped.
             let disarmed = unsafe { self.register(&held, part, Mode::WriteProtect) }.is_ok();
             if disarmed && held.armed.remove(part).is_err() {
@@ -326,7 +365,7 @@ impl Host for LinuxHost {
                 libc::EINVAL | libc::EACCES => HostError::NotPermitted,
                 libc::ENOMEM if !self.vmas.is_mapped(range) => HostError::NoMapping,
                 libc::ENOMEM => HostError::OutOfMemory,
-                libc::EFAULT if self.tables.lock().sigbus.first_in(range).is_some() => HostError::Trapped,
+                libc::EFAULT if self.traps_system_calls(range) => HostError::Trapped,
                 // A touch would be SIGBUS: beyond the end of the file.
                 libc::EFAULT => HostError::NotPermitted,
                 _ => HostError::NotSupported,
@@ -338,8 +377,26 @@ impl Host for LinuxHost {
         self.take_pages(block, pages, staging)
     }
 
+    fn takes_by_protecting(&self) -> bool {
+        self.way == TakeWay::WriteProtect
+    }
+
+    fn is_changing(&self) -> bool {
+        self.uffd.is_changing()
+    }
+
+    fn copy_taken(&self, block: BlockNo, pages: &PageMask) -> PageMask {
+        match self.way {
+            TakeWay::Move => *pages,
+            TakeWay::WriteProtect => self.copy_protected(block, pages),
+        }
+    }
+
     fn drop_taken(&self, block: BlockNo, pages: &PageMask) -> PageMask {
-        self.drop_protected(block, pages)
+        match self.way {
+            TakeWay::Move => *pages,
+            TakeWay::WriteProtect => self.drop_protected(block, pages),
+        }
     }
 
     fn give(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Give {
@@ -348,6 +405,9 @@ impl Host for LinuxHost {
 
     fn give_words(&self, at: VirtAddr, words: &[Word]) -> (u64, Result<(), HostError>) {
         let range = VirtRange::of_pages(at, (words.len() / WORDS_PER_PAGE) as u64);
+        if let Some(given) = self.give_region_words(at, words) {
+            return given;
+        }
         self.whole.set(BlockNo::of(at), false);
         self.fill(range, |part| {
             let from = (part.start().bytes_since(at) / PAGE_BYTES) as usize * WORDS_PER_PAGE;
@@ -359,7 +419,8 @@ impl Host for LinuxHost {
     fn fill_zero(&self, range: VirtRange) -> (u64, Result<(), HostError>) {
         self.fill(range, |part| {
             let (uffd, pages) = self.uffd_for(part.start(), part.pages());
-            uffd.fill_zero(VirtRange::of_pages(part.start(), pages))
+            let part = VirtRange::of_pages(part.start(), pages);
+            if self.is_region(part.start()) { uffd.map_file_pages(part) } else { uffd.fill_zero(part) }
         })
     }
 
@@ -390,6 +451,9 @@ impl Host for LinuxHost {
 
     fn wake(&self, range: VirtRange) {
         self.uffd.wake(range);
+        if let Some(regions) = self.region_uffd.as_ref().filter(|_| self.tables.any_region()) {
+            regions.wake(range);
+        }
     }
 
     fn unprotect(&self, range: VirtRange) -> Result<(), HostError> {
@@ -411,7 +475,16 @@ impl Host for LinuxHost {
         self.staging.words(staging)
     }
 
+    fn moving_words(&self, block: BlockNo, run: Range<usize>, staging: StagingId) -> &[Word] {
+        self.words_in_transit(block, run, staging)
+    }
+
+    fn shared_pages(&self, block: BlockNo) -> PageMask {
+        self.region_pages(block)
+    }
+
     fn staging_done(&self, staging: StagingId) {
+        self.regions.end_use(staging);
         self.staging.release(staging);
     }
 

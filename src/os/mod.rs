@@ -18,6 +18,8 @@
 //! | `vma`, `maps_text`, `pagemap` | which mapping holds an address; which pages the CPU has |
 //! | `fault_mode`, `fault_stacks` | which of two userfaultfds has a range; stacks for threads that serve themselves |
 //! | `staging`, `take`, `drops` | slots, pages on their way through them, discards of our own |
+//! | `regions`, `region_pages` | memory that is mapped twice, and how its pages leave and come back |
+//! | `named` | which memory may be taken |
 //! | `whole` | blocks that left as huge pages |
 //! | `events` | what the kernel tells, and children after fork |
 //! | `shared_iova` | for drivers without the service: IOVAs under a lock |
@@ -34,10 +36,13 @@ pub mod fault_stacks;
 pub mod guarded;
 mod host;
 mod maps_text;
+mod named;
 pub mod pagemap;
 pub mod park;
 pub mod private;
 mod range_set;
+mod region_pages;
+pub(crate) mod regions;
 mod robust_lists;
 mod shared_iova;
 mod staging;

@@ -138,6 +138,19 @@ impl RangeSet {
         (index < self.len()).then(|| self.get(index).intersection(range)).filter(|part| !part.is_empty())
     }
 
+    /// The largest part of `range` around `at` that lies wholly inside, or wholly outside, the set, and which. `at` is in
+    /// `range`.
+    pub(crate) fn part_around(&self, range: VirtRange, at: VirtAddr) -> (VirtRange, bool) {
+        let index = self.first_behind(at.0);
+        let next = (index < self.len()).then(|| self.get(index));
+        if let Some(here) = next.filter(|next| next.contains(at)) {
+            return (here.intersection(range), true);
+        }
+        let start = if index > 0 { self.get(index - 1).end().max(range.start()) } else { range.start() };
+        let end = next.map_or(range.end(), |next| next.start().min(range.end()));
+        (VirtRange::between(start, end), false)
+    }
+
     pub(crate) fn clear(&self) {
         self.count.store(0, Ordering::Relaxed);
     }
@@ -187,6 +200,15 @@ mod tests {
             assert_eq!(
                 set.first_gap(pages(from as u64, to as u64)).map(|gap| (gap.start().0 >> 12) as usize),
                 gap
+            );
+            let at = from + next(to - from);
+            let inside = flags[at];
+            let first =
+                (from..=at).rev().take_while(|&page| flags[page] == inside).last().expect("at least `at`");
+            let end = (at..to).take_while(|&page| flags[page] == inside).last().expect("at least `at`") + 1;
+            assert_eq!(
+                set.part_around(pages(from as u64, to as u64), VirtAddr((at as u64) << 12)),
+                (pages(first as u64, end as u64), inside)
             );
             let hit = (from..to).find(|&page| flags[page]);
             assert_eq!(

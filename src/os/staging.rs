@@ -8,7 +8,8 @@
 //!    Discarding such pages in place would wait for the reader, which waits for whoever holds the gate: they are
 //!    moved to *trash*, the same positions of a range on a userfaultfd without events, and discarded there.
 //! 2. `maybe` of a slot says which pages may be there. A page outside of it may be there, too, if its holder
-//!    wrote it without giving it to anybody: a move into it is refused by the kernel, and then it is discarded.
+//!    wrote it without giving it to anybody: a move into it is refused by the kernel, and then it is discarded. Where
+//!    nothing is moved it is discarded when the slot is given back.
 //! 3. Pages that were taken from the application stay in their slot when it is given back, up to a limit: the pool.
 //!    On the way home a page then needs neither to be allocated nor cleared, and throwing the pages of a 2 MiB slot
 //!    away costs as much as copying them. Free slots hang in lists, by what they have.
@@ -326,6 +327,11 @@ impl Staging {
         // What is left was moved away by mremap, or unmapped, before it could be dropped.
         slot.protected.set(PageMask::EMPTY);
         let pages = slot.maybe.get();
+        if self.moving.is_none() {
+            // Rule 2 needs a move that refuses. Without one, what a holder wrote and did not give would show as the
+            // contents of an absent page, which is taken as it is found here.
+            self.discard(id, &(PageMask::FULL - pages));
+        }
         // Read without the lock: several who release at once may pass the limit by a slot each.
         let is_over =
             self.pooled_pages.load(Ordering::Relaxed) + pages.count() as u64 > self.pool_limit_pages;

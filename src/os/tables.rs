@@ -1,4 +1,4 @@
-//! What is followed, armed and being removed: four sets of ranges under one lock, in private memory.
+//! What is followed, armed and being removed: sets of ranges under one lock, in private memory.
 //!
 //! | set | a page in it |
 //! |---|---|
@@ -6,6 +6,8 @@
 //! | armed | is registered for touches of absent pages as well; a subset of mirrored |
 //! | removing | belongs to a `madvise` whose event was read and whose discard may be still to come; not to be taken until seen absent |
 //! | sigbus | asked for faults as SIGBUS: if it is registered, then with the second userfaultfd |
+//! | regions | belongs to a region of the library that can move, and is registered with the userfaultfd of those; a subset of armed |
+//! | named | may be taken in the user-mode-only fault mode, in which nothing else may |
 //!
 //! Registration happens under the lock, since registering a part that somebody has just armed would disarm it.
 
@@ -22,6 +24,8 @@ const MIRRORED: usize = 81_920;
 const FOR_CUTS: usize = 16_384;
 const REMOVING: usize = 4_096;
 const SIGBUS: usize = 4_096;
+const REGIONS: usize = 8_192;
+const NAMED: usize = 16_384;
 
 pub(super) struct Tables {
     lock: WordLock,
@@ -29,6 +33,8 @@ pub(super) struct Tables {
     armed: RangeSet,
     removing: RangeSet,
     sigbus: RangeSet,
+    regions: RangeSet,
+    named: RangeSet,
     /// How often `mirrored` grew; changed under the lock.
     follows: AtomicU64,
 }
@@ -39,6 +45,8 @@ pub(super) struct Held<'a> {
     pub(super) armed: &'a RangeSet,
     pub(super) removing: &'a RangeSet,
     pub(super) sigbus: &'a RangeSet,
+    pub(super) regions: &'a RangeSet,
+    pub(super) named: &'a RangeSet,
     follows: &'a AtomicU64,
     _guard: WordGuard<'a>,
 }
@@ -51,6 +59,8 @@ impl Tables {
             armed: RangeSet::new(MIRRORED)?,
             removing: RangeSet::new(REMOVING)?,
             sigbus: RangeSet::new(SIGBUS)?,
+            regions: RangeSet::new(REGIONS)?,
+            named: RangeSet::new(NAMED)?,
             follows: AtomicU64::new(0),
         })
     }
@@ -60,6 +70,11 @@ impl Tables {
         self.sigbus.len() != 0
     }
 
+    /// Whether any region can move: without the lock.
+    pub(super) fn any_region(&self) -> bool {
+        self.regions.len() != 0
+    }
+
     pub(super) fn lock(&self) -> Held<'_> {
         Held {
             _guard: self.lock.lock(&FutexPark),
@@ -67,6 +82,8 @@ impl Tables {
             armed: &self.armed,
             removing: &self.removing,
             sigbus: &self.sigbus,
+            regions: &self.regions,
+            named: &self.named,
             follows: &self.follows,
         }
     }
@@ -91,19 +108,21 @@ impl Held<'_> {
 
     /// A range is unmapped.
     pub(super) fn unmapped(&self, range: VirtRange) {
-        for set in [self.mirrored, self.armed] {
+        for set in [self.mirrored, self.armed, self.regions] {
             let cut = set.remove(range);
             debug_assert_eq!(cut, Ok(()), "room is kept back for cuts");
         }
-        // What cannot be cut stays: a page that is refused, or SIGBUS for a mapping that did not ask for it.
+        // What cannot be cut stays: a page that is refused, SIGBUS for a mapping that did not ask for it, or a mapping
+        // that may be taken though its name is gone.
         let _ = self.removing.remove(range);
         let _ = self.sigbus.remove(range);
+        let _ = self.named.remove(range);
     }
 
     /// A mapping was moved; its registration moved with it. The old range is unmapped by an event of its own, or
     /// stays (MREMAP_DONTUNMAP).
     pub(super) fn remapped(&self, from: VirtRange, to: VirtAddr) {
-        for set in [self.mirrored, self.armed, self.removing, self.sigbus] {
+        for set in [self.mirrored, self.armed, self.removing, self.sigbus, self.named] {
             set.for_each_in(from, |part| {
                 let at = to + part.start().bytes_since(from.start());
                 // Not entered for lack of room: looked at again, and registered again, at the next fault there.

@@ -3,13 +3,17 @@
 //! | way | take | drop_taken | give |
 //! |---|---|---|---|
 //! | [`TakeWay::Move`] | `UFFDIO_MOVE` into staging: atomic | nothing | `UFFDIO_MOVE` out of staging; `UFFDIO_COPY` for a page that it refuses |
-//! | [`TakeWay::WriteProtect`] | protect, copy | discard | `UFFDIO_COPY`; a page not yet discarded is unprotected |
+//! | [`TakeWay::WriteProtect`] | protect | copy, discard | `UFFDIO_COPY`; a page not yet discarded is unprotected |
+//!
+//! Pages of regions of the library go their own way, whatever this is: `region_pages`.
 //!
 //! # Rules
 //! 1. A page of a range that is being removed is not taken until it was seen absent: between the event and the
 //!    discard its old contents are still there, and would come back from the dead.
 //! 2. A protected page that is present is never read by a plain load: it is copied by a call that reports a fault
-//!    instead of raising it.
+//!    instead of raising it, and outside of the gate: the page may have gone with `mremap(MREMAP_DONTUNMAP)`, whose event
+//!    is not read yet, and then the call waits for the reader like any touch of an absent page. Whoever looks for such a
+//!    page in staging before it is copied (mremap, fork) finds it present where he wants to bring it.
 //! 3. A block that is one huge page is taken into a slot without a page table, and given back from a slot that holds
 //!    one: where either side has a page table, the kernel splits. (The application's side has none: it was taken away
 //!    whole, and a touch of an absent page in a mapping with huge pages is trapped before a table is made.)
@@ -25,6 +29,7 @@
 
 use super::abi::{MOVE_MODE_ALLOW_SRC_HOLES, MOVE_MODE_DONTWAKE, Outcome};
 use super::host::LinuxHost;
+use super::tables::Held;
 use super::userfaultfd::Userfaultfd;
 use super::walk::{Step, walk};
 use crate::ports::{Give, Host, HostError, StagingId, Take, WORDS_PER_PAGE};
@@ -51,12 +56,17 @@ fn run_of(run: core::ops::Range<u64>) -> PageMask {
 impl LinuxHost {
     pub(super) fn take_pages(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Take {
         let mut take = Take::default();
-        match self.still_removing(block, pages) {
+        match self.not_to_take(block, pages) {
             Ok(removing) => take.refused = removing,
             Err(error) => return Take { stopped: Some(error), ..take },
         }
         let pages = *pages - take.refused;
-        for run in pages.runs() {
+        let regions = self.region_pages(block) & pages;
+        self.take_region_pages(block, &regions, &mut take);
+        if take.stopped.is_some() {
+            return take;
+        }
+        for run in (pages - regions).runs() {
             // Usually done by the caller; a page that is taken unarmed would read as zeros.
             let armed = self.arm(run_range(block, &run));
             let stopped = armed.and_then(|()| match self.way {
@@ -66,7 +76,7 @@ impl LinuxHost {
                     take.refused |= zero;
                     (run - zero).runs().try_for_each(|run| self.move_parts(block, run, staging, &mut take))
                 }
-                TakeWay::WriteProtect => self.protect_and_copy(block, run, staging, &mut take),
+                TakeWay::WriteProtect => self.protect(block, run, staging, &mut take),
             });
             if let Err(error) = stopped {
                 take.stopped = Some(error);
@@ -76,10 +86,22 @@ impl LinuxHost {
         take
     }
 
+    /// The pages among `pages` that nobody named, where that is needed, and those that a `madvise` whose event was read
+    /// may still discard.
+    fn not_to_take(&self, block: BlockNo, pages: &PageMask) -> Result<PageMask, HostError> {
+        let held = self.tables.lock();
+        let unnamed = self.unnamed(&held, block) & *pages;
+        Ok(unnamed | self.still_removing(&held, block, &(*pages - unnamed))?)
+    }
+
     /// The pages among `pages` that a `madvise` whose event was read may still discard. Those that are absent now
     /// are forgotten: what appears there from now on is new.
-    fn still_removing(&self, block: BlockNo, pages: &PageMask) -> Result<PageMask, HostError> {
-        let held = self.tables.lock();
+    fn still_removing(
+        &self,
+        held: &Held<'_>,
+        block: BlockNo,
+        pages: &PageMask,
+    ) -> Result<PageMask, HostError> {
         let mut removing = PageMask::EMPTY;
         held.removing.for_each_in(block.range(), |part| removing |= part.mask_in(block));
         if !removing.intersects(pages) {
@@ -198,7 +220,7 @@ impl LinuxHost {
         stopped
     }
 
-    fn protect_and_copy(
+    fn protect(
         &self,
         block: BlockNo,
         run: core::ops::Range<usize>,
@@ -208,21 +230,11 @@ impl LinuxHost {
         let range = run_range(block, &run);
         let asked = PageMask::of_range(run);
         self.uffd.write_protect(range, true)?;
-        let mut taken = asked
-            - self.pagemap.present(block, &asked).inspect_err(|_| {
-                let _ = self.uffd.write_protect(range, false);
-            })?;
-        for present in (asked - taken).runs() {
-            let copied = self.copy_out(block, &present, staging);
-            taken |= PageMask::of_range(present.start..present.start + copied);
-        }
-        for failed in (asked - taken).runs() {
-            let _ = self.uffd.write_protect(run_range(block, &failed), false);
-        }
-        self.staging.filled(staging, &taken);
-        self.staging.protected(staging, block, &taken);
-        take.taken |= taken;
-        take.refused |= asked - taken;
+        let present = self.pagemap.present(block, &asked).inspect_err(|_| {
+            let _ = self.uffd.write_protect(range, false);
+        })?;
+        self.staging.protected(staging, block, &present);
+        take.taken |= asked;
         Ok(())
     }
 
@@ -245,29 +257,50 @@ impl LinuxHost {
         done / PAGE_BYTES as usize
     }
 
-    pub(super) fn drop_protected(&self, block: BlockNo, pages: &PageMask) -> PageMask {
-        if self.way == TakeWay::Move {
-            return *pages;
-        }
-        let (mut gone, mut rest) = (PageMask::EMPTY, *pages);
+    /// What was absent when the take protected is absent still (the block is armed, and the pages are in transit): it is in
+    /// staging as what it is.
+    pub(super) fn copy_protected(&self, block: BlockNo, pages: &PageMask) -> PageMask {
+        let (mut copied, mut rest) = (*pages, *pages);
         while let Some((slot, waiting)) = self.staging.waiting(block, &rest) {
             rest -= waiting;
+            copied -= waiting;
             for run in waiting.runs() {
-                let range = run_range(block, &run);
-                let id = self.drops.enter(range);
-                // SAFETY: the pages are copied, protected and marked in transit: no write is lost; rule 3 of
-                // `drops` names the window that stays.
-                let rc = unsafe {
-                    libc::madvise(range.start().0 as *mut _, range.bytes() as usize, libc::MADV_DONTNEED)
-                };
-                self.drops.leave(id);
-                if rc == 0 {
-                    gone |= PageMask::of_range(run);
-                }
+                let count = self.copy_out(block, &run, slot);
+                copied |= PageMask::of_range(run.start..run.start + count);
+            }
+            self.staging.filled(slot, &(waiting & copied));
+        }
+        copied
+    }
+
+    pub(super) fn drop_protected(&self, block: BlockNo, pages: &PageMask) -> PageMask {
+        let (mut gone, mut rest) = (*pages, *pages);
+        while let Some((slot, waiting)) = self.staging.waiting(block, &rest) {
+            rest -= waiting;
+            gone -= waiting;
+            for run in waiting.runs() {
+                gone |= self.drop_copied(block, run);
             }
             self.staging.settled(slot, &gone);
         }
         gone
+    }
+
+    /// Discards a run of pages that are copied and protected; says which are gone.
+    fn drop_copied(&self, block: BlockNo, run: core::ops::Range<usize>) -> PageMask {
+        let copied = PageMask::of_range(run.clone());
+        let range = run_range(block, &run);
+        let id = self.drops.enter(range);
+        // SAFETY: the pages are copied, protected and marked in transit: no write is lost; rule 4 of `drops` names the
+        // window that stays.
+        let rc =
+            unsafe { libc::madvise(range.start().0 as *mut _, range.bytes() as usize, libc::MADV_DONTNEED) };
+        self.drops.leave(id);
+        match rc {
+            0 => copied,
+            // A part of it was unmapped or moved meanwhile: the rest was discarded all the same.
+            _ => copied - self.pagemap.present(block, &copied).unwrap_or(PageMask::EMPTY),
+        }
     }
 
     pub(super) fn give_pages(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Give {
@@ -286,8 +319,13 @@ impl LinuxHost {
                 return give;
             }
         }
+        let regions = self.region_pages(block) & (*pages - give.given);
+        self.give_region_pages(block, &regions, &mut give);
+        let rest = *pages - give.given - regions;
+        if rest.is_empty() || give.stopped == Some(HostError::Changing) {
+            return give;
+        }
         self.whole.set(block, false);
-        let rest = *pages - give.given;
         self.staging.filled(staging, &rest);
         for run in rest.runs() {
             if self.give_run(block, run, staging, &mut give) == Step::Stop {

@@ -47,7 +47,7 @@ pub struct ServiceThread {
     handle: libc::pthread_t,
     shared: PrivateArc<Shared>,
     // Declared last: freed after the join in `drop`.
-    _stack: PrivateBytes,
+    stack: PrivateBytes,
     pid: i32,
 }
 
@@ -122,7 +122,7 @@ pub fn spawn_with_stack<F: FnOnce() + Send + 'static>(
     while shared.started.load(Ordering::Acquire) == 0 {
         FutexPark.park(&shared.started, 0);
     }
-    Ok(ServiceThread { handle, shared, _stack: stack, pid: pid() })
+    Ok(ServiceThread { handle, shared, stack, pid: pid() })
 }
 
 /// Blocks everything but what a thread does to itself; returns the mask before.
@@ -161,6 +161,11 @@ impl ServiceThread {
     /// The kernel's number of the thread.
     pub fn tid(&self) -> i32 {
         self.shared.tid.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of its stack, thread-local storage included, that are backed by memory now.
+    pub fn stack_resident_bytes(&self) -> u64 {
+        self.stack.resident_bytes()
     }
 
     /// Waits until the thread has ended. The one who calls makes sure that it ends.
@@ -221,6 +226,7 @@ mod tests {
         })
         .expect("a thread");
         let tid = thread.tid();
+        assert!(thread.stack_resident_bytes() > 0, "it has run");
         thread.join().expect("it ends well");
         for at in &seen[..2] {
             let page = VirtRange::covering(VirtAddr(at.load(Ordering::Relaxed)), 8).expect("a page");

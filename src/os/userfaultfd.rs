@@ -75,6 +75,11 @@ impl Features {
     pub const fn write_protect_shared(self) -> bool {
         self.has(raw::UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
     }
+    /// Touches of pages of shared memory that the file has and the mapping lacks (Linux 5.14): what lets regions of the
+    /// library move.
+    pub const fn minor_shared(self) -> bool {
+        self.has(raw::UFFD_FEATURE_MINOR_SHMEM)
+    }
     /// Events of munmap, madvise and mremap.
     pub const fn events(self) -> bool {
         let all =
@@ -123,6 +128,9 @@ pub(crate) enum Role {
     Sigbus,
     /// No events: for memory of the service's own.
     Staging,
+    /// For regions of the library: as `Main`, but discarding what the application has mapped of them is no event, since
+    /// that is how they are taken; nor is moving them, which is not allowed.
+    Regions,
 }
 
 /// What a registered range traps.
@@ -134,6 +142,8 @@ pub(crate) enum Mode {
     Missing,
     /// Both.
     Both,
+    /// Touches of pages that the file has and the mapping lacks.
+    Minor,
 }
 
 /// An open userfaultfd after its handshake, non-blocking.
@@ -158,7 +168,12 @@ impl Userfaultfd {
         }
         let mut want =
             raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP | raw::UFFD_FEATURE_MOVE | raw::UFFD_FEATURE_POISON;
-        if role != Role::Staging {
+        if role == Role::Regions {
+            if !features.minor_shared() {
+                return Err(UserfaultfdError::Lacks("minor faults of shared memory"));
+            }
+            want |= raw::UFFD_FEATURE_EVENT_UNMAP | raw::UFFD_FEATURE_MINOR_SHMEM;
+        } else if role != Role::Staging {
             want |= raw::UFFD_FEATURE_EVENT_UNMAP
                 | raw::UFFD_FEATURE_EVENT_REMOVE
                 | raw::UFFD_FEATURE_EVENT_REMAP;
@@ -171,10 +186,11 @@ impl Userfaultfd {
             }
             want |= raw::UFFD_FEATURE_SIGBUS;
         }
-        if role == Role::Main {
+        if matches!(role, Role::Main | Role::Regions) {
             let with_fork = (want | raw::UFFD_FEATURE_EVENT_FORK) as u64 & bits;
             let (fd, _) = open_fd(user_mode_only)?;
-            if handshake(&fd, with_fork).is_ok() {
+            // What is forced is what a program without rights gets.
+            if !user_mode_only && handshake(&fd, with_fork).is_ok() {
                 features.fork_events = with_fork & raw::UFFD_FEATURE_EVENT_FORK as u64 != 0;
                 return Ok(Self { fd, features });
             }
@@ -217,6 +233,7 @@ impl Userfaultfd {
             Mode::WriteProtect => raw::UFFDIO_REGISTER_MODE_WP,
             Mode::Missing => raw::UFFDIO_REGISTER_MODE_MISSING,
             Mode::Both => raw::UFFDIO_REGISTER_MODE_WP | raw::UFFDIO_REGISTER_MODE_MISSING,
+            Mode::Minor => raw::UFFDIO_REGISTER_MODE_MINOR,
         };
         let mut arg = abi::uffdio_register { range: range_arg(range), mode: u64::from(mode), ioctls: 0 };
         // SAFETY: the kernel stores no pointer; what registering does to the range is the caller's promise.
@@ -264,6 +281,15 @@ impl Userfaultfd {
         // SAFETY: no pointer is stored; only absent pages change.
         let result = unsafe { ioctl(self.raw(), abi::UFFDIO_POISON, &mut arg) };
         classify(result, arg.updated, range.bytes())
+    }
+
+    /// Maps the pages that the file behind a range has, and wakes who waits. A page that the file lacks is refused
+    /// with EFAULT.
+    pub(crate) fn map_file_pages(&self, range: VirtRange) -> Outcome {
+        let mut arg = abi::uffdio_continue { range: range_arg(range), mode: 0, mapped: 0 };
+        // SAFETY: no pointer is stored; contents stay, only absent pages are mapped.
+        let result = unsafe { ioctl(self.raw(), abi::UFFDIO_CONTINUE, &mut arg) };
+        classify(result, arg.mapped, range.bytes())
     }
 
     /// Protects the present pages of a range against writing, or ends that and wakes who waits.

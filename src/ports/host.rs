@@ -1,6 +1,8 @@
+use core::ops::Range;
+
 use thiserror::Error;
 
-use super::Word;
+use super::{WORDS_PER_PAGE, Word};
 use crate::sync::AtomicU32;
 use crate::units::{Access, BlockNo, PageMask, VirtAddr, VirtRange};
 
@@ -13,7 +15,7 @@ use crate::units::{Access, BlockNo, PageMask, VirtAddr, VirtRange};
 /// # Who may call what
 /// * Inside the gate: `mirror`, `arm`, `disarm`, `take`, `give`, `give_words`, `fill_zero`, `poison`,
 ///   `unprotect`.
-/// * Outside gate and locks only, since it may wait for the reader of events: `populate`, `drop_taken`.
+/// * Outside gate and locks only, since it may wait for the reader of events: `populate`, `copy_taken`, `drop_taken`.
 /// * Anywhere: the rest.
 ///
 /// # Contract
@@ -65,8 +67,26 @@ pub trait Host: Sync {
     /// never touched is taken as zeros. The block is armed over these pages.
     fn take(&self, block: BlockNo, pages: &PageMask, staging: StagingId) -> Take;
 
-    /// Ends a take: drops from the application what `take` could only protect and copy (a kernel without
-    /// `UFFDIO_MOVE`), and returns the pages that are gone now. Called once after each `take`, for the pages
+    /// Whether `take` only protects (a kernel without `UFFDIO_MOVE`): then `copy_taken` and `drop_taken` do the rest.
+    fn takes_by_protecting(&self) -> bool {
+        false
+    }
+
+    /// Whether a change of the address space waits to be read, or its caller has not run since.
+    fn is_changing(&self) -> bool {
+        false
+    }
+
+    /// Copies to staging what `take` could only protect, and returns the pages that are there now. As `drop_taken`: it may
+    /// meet a page whose mapping has just gone elsewhere.
+    fn copy_taken(&self, block: BlockNo, pages: &PageMask) -> PageMask {
+        let _ = block;
+        *pages
+    }
+
+    /// Ends a take: drops from the application what was protected and copied, and returns the pages that are gone now.
+    /// Whoever calls it has just made sure, inside the gate and with no change under way, that these pages are in transit
+    /// still: what another thread has mapped in their place since would be dropped. Called once after each `take`, for the pages
     /// that it took, while they are still marked in transit and before `staging_done`. Those that are not
     /// returned are still present and protected: give them back. Waits for the reader of events.
     fn drop_taken(&self, block: BlockNo, pages: &PageMask) -> PageMask;
@@ -114,6 +134,22 @@ pub trait Host: Sync {
 
     /// The memory of a staging slot: one block, positional.
     fn staging_words(&self, staging: StagingId) -> &[Word];
+
+    /// Where the contents of pages of `block` stand while they are in transit through `staging`, or are to be put on
+    /// their way home: as many pages from `run.start` on as lie together, at least one. That is the staging slot,
+    /// unless the service has a view of its own of this memory: then they stay where they are, and `take` and
+    /// `give` only unmap and map them.
+    fn moving_words(&self, block: BlockNo, run: Range<usize>, staging: StagingId) -> &[Word] {
+        let _ = block;
+        &self.staging_words(staging)[run.start * WORDS_PER_PAGE..run.end * WORDS_PER_PAGE]
+    }
+
+    /// Pages of a block of which the service has a view of its own: their contents are wherever `moving_words` says, and
+    /// a child after fork shares them.
+    fn shared_pages(&self, block: BlockNo) -> PageMask {
+        let _ = block;
+        PageMask::EMPTY
+    }
 
     /// Gives a slot back. Its pages are kept as the pool from which pages return to the application.
     fn staging_done(&self, staging: StagingId);
@@ -192,7 +228,7 @@ pub enum VmaKind {
 /// What `take` did with each page that it was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Take {
-    /// These are in staging now.
+    /// These are in staging now, or protected and brought there by `copy_taken`.
     pub taken: PageMask,
     /// These the kernel refuses to move (pinned, shared with a child, locked): link them.
     pub refused: PageMask,
@@ -247,6 +283,12 @@ pub enum HostEvent {
     },
     /// A child was made that inherits the mappings.
     Fork {
+        /// Names the child's side to the host.
+        child: u32,
+    },
+    /// A child was made that shares the memory of which the service has a view of its own. None of that is taken any
+    /// more.
+    ForkShared {
         /// Names the child's side to the host.
         child: u32,
     },

@@ -27,6 +27,7 @@ pub struct SvmBuilder {
     budget_bytes: Option<u64>,
     workers: Option<usize>,
     take_way: Option<TakeWay>,
+    user_mode_only: bool,
 }
 
 /// Why no space was built. Nothing is left behind.
@@ -74,6 +75,7 @@ impl SvmBuilder {
             budget_bytes: None,
             workers: None,
             take_way: None,
+            user_mode_only: false,
         }
     }
 
@@ -134,6 +136,17 @@ impl SvmBuilder {
         self
     }
 
+    /// Asks for the user-mode-only fault mode even where the process has rights to more: the mode that a process without
+    /// rights gets. Then only memory moves that the program named (userptrs that allow moving, regions of the library),
+    /// the rest is linked; a system call into a page that is away fails with EFAULT; and children of a raw `clone` read
+    /// zeros for such pages, since there is no fork event (`fork` brings everything home first, as in any mode).
+    /// Default: no.
+    #[must_use]
+    pub fn user_mode_only(mut self, only: bool) -> Self {
+        self.user_mode_only = only;
+        self
+    }
+
     /// Starts the service.
     ///
     /// # Errors
@@ -174,6 +187,7 @@ impl SvmBuilder {
         let options = HostOptions {
             window: self.window.unwrap_or(defaults.window),
             take_way: self.take_way,
+            user_mode_only: self.user_mode_only,
             // One per thread that moves, and enough for everything on devices to come home at once.
             staging_slots: 2 * (workers + ports.len()) + FAULT_STACKS + 2 + device_blocks as usize,
             ..defaults

@@ -1,3 +1,4 @@
+#![allow(unsafe_code, reason = "passes on the promise of a region")]
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 
@@ -9,7 +10,7 @@ use crate::dma::DmaRange;
 use crate::fault::{BlockFault, group, register, release, revalidate, serve, serve_alias};
 use crate::granule::UserptrNo;
 use crate::migrate::{Retry, abandon, to_ram, unlink};
-use crate::ports::{Clock, Count, DeviceFault, Host, Timing};
+use crate::ports::{Clock, Count, DeviceFault, Host, HostError, Timing};
 use crate::units::{BlockNo, DeviceId, GRANULE_BYTES, Iova, PageIndex, PageMask, Seat, VirtAddr, VirtRange};
 
 /// Faults fetched at once.
@@ -94,6 +95,12 @@ impl DeviceThread<'_> {
                 Answered::Done
             }
             Ask::Validate(no, part) => Answered::Validated(revalidate(space, self.seat, no, part)),
+            Ask::Name(range) => Answered::Named(self.unless_changing(|| space.host.name(range))),
+            Ask::EnterRegion(range, view) => {
+                // SAFETY: `Region` asks, and keeps the order at its end.
+                let entered = self.unless_changing(|| unsafe { space.host.enter_region(range, view) });
+                Answered::Region(entered.unwrap_or(None))
+            }
             Ask::DmaRanges(no) => Answered::Ranges(self.dma_ranges(no)),
             Ask::Release(no) => {
                 release(space, self.seat, no);
@@ -102,6 +109,20 @@ impl DeviceThread<'_> {
             Ask::Hold => Answered::Pages(self.range_to_ram(space.host.window())),
             Ask::Resume => Answered::Done,
             Ask::Stop => Answered::Pages(self.stop()),
+        }
+    }
+
+    /// Does something inside the gate, again and again until no event waits to be read.
+    fn unless_changing<T>(&self, act: impl Fn() -> Result<T, HostError>) -> Result<T, HostError> {
+        let space = &self.core.space;
+        loop {
+            let inside = space.gate.enter(self.seat, space.park);
+            let done = act();
+            drop(inside);
+            match done {
+                Err(HostError::Changing) => space.host.pause(),
+                done => return done,
+            }
         }
     }
 

@@ -10,7 +10,9 @@ use crate::dma::DmaRange;
 use crate::fault::UserptrFault;
 use crate::granule::{Sequence, UserptrNo, UserptrSpec};
 use crate::os::private::PrivateArc;
-use crate::units::{DeviceId, VirtRange, WrapError};
+use crate::os::regions::RegionNo;
+use crate::ports::HostError;
+use crate::units::{DeviceId, VirtAddr, VirtRange, WrapError};
 
 /// One question with the way back for its answer.
 pub(super) struct Request {
@@ -31,6 +33,10 @@ pub(super) enum Ask {
     Validate(UserptrNo, VirtRange),
     /// The linked ranges of a userptr.
     DmaRanges(UserptrNo),
+    /// Let a range be taken in the user-mode-only fault mode.
+    Name(VirtRange),
+    /// Let the pages of a region move, whose other view begins at this address.
+    EnterRegion(VirtRange, VirtAddr),
     /// End a userptr.
     Release(UserptrNo),
     /// Bring everything to RAM, and serve nothing until `Resume`: the process is about to fork.
@@ -46,6 +52,8 @@ pub(super) enum Ask {
 pub(super) enum Answered {
     Done,
     Pages(u64),
+    Named(Result<(), HostError>),
+    Region(Option<RegionNo>),
     Validated(Result<Sequence, UserptrFault>),
     Ranges(Vec<DmaRange>),
 }
@@ -93,6 +101,11 @@ impl Asker {
     /// How many devices can be asked.
     pub(super) fn devices(&self) -> impl Iterator<Item = DeviceId> + use<> {
         (0..self.senders.len() as u8).map(DeviceId)
+    }
+
+    /// The process is about to fork: regions of the library stay in RAM from now on.
+    pub(super) fn share_regions(&self) {
+        self.core.host.regions().share_all();
     }
 
     /// Whether the device can be asked.

@@ -101,7 +101,7 @@ pub(super) fn leave(core: &Core) {
                 let mut events = [HostEvent::Fork { child: 0 }; 8];
                 let read = core.host.drain(&mut events);
                 for event in &events[..read] {
-                    if let HostEvent::Fork { child } = event {
+                    if let HostEvent::Fork { child } | HostEvent::ForkShared { child } = event {
                         core.host.child_done(*child);
                     }
                 }

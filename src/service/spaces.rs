@@ -103,6 +103,8 @@ fn each_device(what: Ask) {
 extern "C" fn before() {
     FORKING.lock();
     each_device(Ask::Hold);
+    // Everything is in RAM, and nothing is served: what the child is going to share stays there.
+    SPACES.lock().iter().filter_map(|known| known.asker.as_ref()).for_each(Asker::share_regions);
 }
 
 extern "C" fn in_parent() {

@@ -147,6 +147,9 @@ pub struct MemoryUse {
     pub iova_bytes: u64,
     /// Staging slots.
     pub staging_bytes: u64,
+    /// Stacks of the service's threads, with their thread-local storage, and those on which threads of the application
+    /// serve their own faults.
+    pub stack_bytes: u64,
     /// Blocks that have a record.
     pub blocks: u64,
 }

@@ -77,14 +77,15 @@ impl Svm {
         Userptr::register(self.core.clone(), self.asker.clone(), start, bytes, options)
     }
 
-    /// Allocates `bytes` bytes (rounded up to whole pages) of zeroed memory in a memfd that is mapped twice: devices
-    /// link it, and what they link stays valid for the region's life. Its sharing is that of a shared mapping: a child
-    /// after fork sees the same memory.
+    /// Allocates `bytes` bytes (rounded up to whole pages) of zeroed memory in a memfd that is mapped twice, inside of
+    /// the window. Devices move its pages as they move ordinary memory (and link them where the policy says so, or a
+    /// userptr that does not allow moving lies on them), and what they link stays valid for the region's life. Its sharing
+    /// is that of a shared mapping: a child after fork sees the same memory, and from then on it is linked only.
     ///
     /// # Errors
     /// [`RegionError`]; nothing is left behind.
     pub fn alloc(&self, bytes: u64) -> Result<Region, RegionError> {
-        Region::new(bytes)
+        Region::new(&self.core, &self.asker, bytes)
     }
 
     /// Chooses who serves touches by the CPU of pages of `range` that are on a device: the service, while the thread
@@ -125,6 +126,12 @@ impl Svm {
         if self.core.host.window().covers(range) { Ok(()) } else { Err(RequestError::OutsideWindow(range)) }
     }
 
+    /// Whether the kernel serves touches of user mode only, because the process has no right to more or because
+    /// [`SvmBuilder::user_mode_only`] asked for it. Then only named memory moves; `docs/kernel.md` says what else changes.
+    pub fn is_user_mode_only(&self) -> bool {
+        self.asker.is_this_process() && self.core.host.is_user_mode_only()
+    }
+
     /// What was done so far. All zero in a child after fork, which has nothing of it.
     pub fn stats(&self) -> Stats {
         if !self.asker.is_this_process() {
@@ -133,6 +140,9 @@ impl Svm {
         self.wait_for_round();
         let [table_bytes, granule_bytes, block_bytes, fine_slot_bytes, device_record_bytes] =
             self.core.memory.resident_bytes();
+        let threads = self.device_threads.iter().chain(&self.workers).chain(&self.reader);
+        let stack_bytes = threads.map(ServiceThread::stack_resident_bytes).sum::<u64>()
+            + self.core.fault_stacks.resident_bytes();
         // An entry of each of the three ordered maps; their nodes are at least half full.
         let reservations: u64 = self.core.iova.iter().map(|iova| iova.reserved_bytes() >> 29).sum();
         self.core.statistics.snapshot(MemoryUse {
@@ -143,6 +153,7 @@ impl Svm {
             device_record_bytes,
             iova_bytes: reservations * 3 * 2 * 16,
             staging_bytes: self.core.host.staging_resident_bytes(),
+            stack_bytes,
             blocks: self.core.space.tables.all_blocks().count() as u64,
         })
     }

@@ -22,6 +22,10 @@ pub struct UserptrOptions {
     /// choice with the same offset in its page.
     pub device_at: Option<DevAddr>,
     /// Whether the pages may move to the device when it faults on them. Default: no, they stay linked.
+    ///
+    /// In the user-mode-only fault mode ([`Svm::is_user_mode_only`](super::Svm::is_user_mode_only)) this also *names* the
+    /// range: no other memory than named memory and regions of the library moves there, and a system call into a
+    /// page that is away fails with EFAULT. Dropping the userptr ends the name and brings the pages home.
     pub movable: bool,
 }
 
@@ -66,6 +70,8 @@ pub enum UserptrError {
 pub(super) struct Registrations {
     by_number: DashMap<u32, Registration>,
     free: parking_lot::Mutex<Free>,
+    /// Held while names are entered or ended together with `by_number`.
+    naming: parking_lot::Mutex<()>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +80,8 @@ struct Registration {
     device_at: DevAddr,
     bytes: u64,
     is_alias: bool,
+    /// What it names.
+    named: Option<VirtRange>,
 }
 
 #[derive(Debug)]
@@ -94,6 +102,7 @@ impl Registrations {
         Self {
             by_number: DashMap::new(),
             free: parking_lot::Mutex::new(Free { numbers: Vec::new(), next: 0, words }),
+            naming: parking_lot::Mutex::new(()),
         }
     }
 
@@ -104,6 +113,39 @@ impl Registrations {
                 && known.device_at.0 < at.0 + bytes
                 && at.0 < known.device_at.0 + known.bytes
         })
+    }
+
+    /// Enters a registration and the name that it gives.
+    fn enter(&self, asker: &Asker, number: u32, registration: Registration) -> Result<(), UserptrError> {
+        let _naming = self.naming.lock();
+        if let Some(range) = registration.named {
+            match asker.ask(registration.device, Ask::Name(range))? {
+                Answered::Named(named) => named.map_err(|_| UserptrError::TooMany)?,
+                other => panic!("a name is answered by its result, not {other:?}"),
+            }
+        }
+        self.by_number.insert(number, registration);
+        Ok(())
+    }
+
+    /// Takes a registration out. Its name ends where no other registration gives it.
+    fn leave(&self, core: &Core, number: u32) {
+        let _naming = self.naming.lock();
+        let Some((_, Registration { named: Some(range), .. })) = self.by_number.remove(&number) else {
+            return;
+        };
+        let mut rest = vec![range];
+        for other in self.by_number.iter().filter_map(|known| known.named) {
+            let around = |part: VirtRange| {
+                let hit = part.intersection(other);
+                if hit.is_empty() {
+                    return [part, VirtRange::default()];
+                }
+                [VirtRange::between(part.start(), hit.start()), VirtRange::between(hit.end(), part.end())]
+            };
+            rest = rest.into_iter().flat_map(around).filter(|part| !part.is_empty()).collect();
+        }
+        rest.into_iter().for_each(|part| core.host.end_name(part));
     }
 
     fn claim(&self, pages: u64) -> Option<(u32, u32)> {
@@ -200,9 +242,15 @@ impl Userptr {
             let _ = iova.free(iova_at, range.bytes());
             return Err(UserptrError::TooMany);
         };
+        let named = (options.movable && core.host.is_user_mode_only()).then_some(range);
+        let bytes = range.bytes();
         let registration =
-            Registration { device: options.device, device_at: device_page, bytes: range.bytes(), is_alias };
-        registrations.by_number.insert(number, registration);
+            Registration { device: options.device, device_at: device_page, bytes, is_alias, named };
+        if let Err(error) = registrations.enter(&asker, number, registration) {
+            registrations.unclaim(number, first_word, range.pages());
+            let _ = iova.free(iova_at, bytes);
+            return Err(error);
+        }
         let spec = UserptrSpec {
             range,
             device: options.device,
@@ -271,7 +319,11 @@ impl Drop for Userptr {
         }
         let _ = self.asker.ask(self.spec.device, Ask::Release(self.no));
         let registrations = &self.core.registrations;
-        registrations.by_number.remove(&self.no.0);
+        registrations.leave(&self.core, self.no.0);
+        if self.spec.movable && self.core.host.is_user_mode_only() {
+            // What it alone named is not taken any more; what was, comes home.
+            let _ = self.asker.ask(self.spec.device, Ask::ToRam(self.spec.range));
+        }
         registrations.unclaim(self.no.0, self.spec.first_word, self.spec.range.pages());
         let _ = self.core.space.device(self.spec.device).iova.free(self.spec.iova, self.spec.range.bytes());
     }

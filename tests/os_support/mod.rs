@@ -218,6 +218,7 @@ pub fn take(host: &LinuxHost, block: BlockNo, pages: &PageMask) -> (StagingId, g
     let staging = host.staging(pages).expect("a slot");
     let take = host.take(block, pages, staging);
     if !take.taken.is_empty() {
+        assert_eq!(host.copy_taken(block, &take.taken), take.taken);
         assert_eq!(host.drop_taken(block, &take.taken), take.taken);
     }
     (staging, take)

@@ -6,6 +6,7 @@
 
 mod device;
 mod host;
+mod memory;
 mod sleep;
 mod space;
 

@@ -1,76 +1,35 @@
-//! A space over the simulated ports: its memory, handed out as slices.
+//! A space over the simulated ports.
 
-use std::sync::Mutex;
-
-use granule::dma::{IovaSpace, ReserveIova};
-use granule::granule::{
-    BlockRecord, DevicePlane, FineSlots, Gate, GateSeat, GranuleRecord, HomecomingRecord, Homecomings,
-    TableMemory, TableNode, Tables, TransitBusy, TransitRecord, UserptrRecord, Userptrs,
-};
-use granule::migrate::{ChunkRecord, DeviceMemory, EvictionOrder, Space, SpaceDevice};
+use granule::granule::{Gate, TransitBusy};
+use granule::migrate::{Space, SpaceDevice};
 use granule::policy::Policy;
-use granule::ports::{Device, Probe};
-use granule::sync::{AtomicU32, AtomicU64, Park};
-use granule::units::{BLOCK_BYTES, Seat};
+use granule::ports::Probe;
+use granule::sync::Park;
+use granule::units::Seat;
 
+use super::memory::{Sizes, SpaceMemory};
 use super::{SimDevice, SimHost};
 
-pub struct SimIova(Mutex<IovaSpace>);
-impl ReserveIova for SimIova {
-    fn with(&self, act: &mut dyn FnMut(&mut IovaSpace)) {
-        act(&mut self.0.lock().unwrap());
-    }
-}
-
 /// The memory of a small space.
-pub struct SimMemory {
-    level1: Vec<AtomicU32>,
-    nodes: Vec<TableNode>,
-    granules: Vec<GranuleRecord>,
-    blocks: Vec<BlockRecord>,
-    planes: Vec<DevicePlane>,
-    fine: Vec<FineSlots>,
-    seats: Vec<GateSeat>,
-    transits: Vec<TransitRecord>,
-    homecomings: Vec<HomecomingRecord>,
-    userptrs: Vec<UserptrRecord>,
-    userptr_words: Vec<AtomicU64>,
-    chunks: Vec<ChunkRecord>,
-    iova: SimIova,
-}
-
-fn make<T: Default>(n: usize) -> Vec<T> {
-    (0..n).map(|_| T::default()).collect()
-}
+pub struct SimMemory(SpaceMemory);
 
 impl SimMemory {
     pub fn new(blocks: usize, seats: usize, device: &SimDevice) -> Self {
-        let level1 = if cfg!(granule_loom) { 1 } else { 512 };
-        Self {
-            level1: (0..level1).map(|_| AtomicU32::new(0)).collect(),
-            nodes: make(1),
-            granules: make(1),
-            blocks: make(blocks),
-            planes: make(blocks),
+        let sizes = Sizes {
+            level1: if cfg!(granule_loom) { 1 } else { 512 },
+            nodes: 1,
+            granules: 1,
+            blocks,
             // Models use slots of 64 KiB: one word per page and per run is a cost that nothing needs.
-            fine: make(if cfg!(granule_loom) { 0 } else { blocks }),
-            seats: make(seats),
-            transits: make(seats),
-            homecomings: make(2),
-            userptrs: make(2),
-            userptr_words: (0..2).map(|_| AtomicU64::new(0)).collect(),
-            chunks: make((device.caps().memory_bytes / BLOCK_BYTES) as usize),
-            iova: SimIova(Mutex::new(IovaSpace::new(device.iommu().aperture(), &[]))),
-        }
+            fine: if cfg!(granule_loom) { 0 } else { blocks },
+            seats,
+            userptrs: 2,
+        };
+        Self(SpaceMemory::new(sizes, device))
     }
 
     pub fn device<'m>(&'m self, device: &'m SimDevice) -> SpaceDevice<'m> {
-        SpaceDevice {
-            port: device,
-            memory: DeviceMemory::new(&self.chunks),
-            order: EvictionOrder::default(),
-            iova: &self.iova,
-        }
+        self.0.device(device)
     }
 
     pub fn space<'m>(
@@ -80,32 +39,10 @@ impl SimMemory {
         policy: &'m dyn Policy,
         probe: &'m dyn Probe,
     ) -> Space<'m, SimHost> {
-        let space = Space {
-            host,
-            tables: Tables::new(
-                TableMemory {
-                    nodes: &self.nodes,
-                    level1: &self.level1,
-                    granules: &self.granules,
-                    blocks: &self.blocks,
-                    planes: &self.planes,
-                    fine: &self.fine,
-                },
-                1,
-            ),
-            gate: Gate::new(&self.seats),
-            transits: &self.transits,
-            park: &host.park,
-            policy,
-            probe,
-            devices,
-            userptrs: Userptrs::new(&self.userptrs, &self.userptr_words),
-            fence_limit_ns: 1_000_000_000,
-            homecomings: Homecomings::new(&self.homecomings),
-        };
+        let space = self.0.space(host, &host.park, devices, policy, probe);
         pass_once(&space.gate, space.park);
         // The same for the words of a wait for a transit.
-        for block in &self.blocks {
+        for block in &self.0.blocks {
             block.wait_transit(TransitBusy { seen: u32::MAX }, space.park);
         }
         space

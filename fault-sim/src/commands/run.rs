@@ -54,6 +54,10 @@ pub struct Options {
     /// How pages leave the CPU.
     #[arg(long, value_enum, default_value_t = Take::Auto)]
     pub take: Take,
+    /// Have only faults of user mode served, as a process without rights has them: of memory from malloc and mmap
+    /// nothing moves.
+    #[arg(long)]
+    pub user_mode_only: bool,
     /// The unit in which pages move.
     #[arg(long, value_enum, default_value_t = Grain::Kib64)]
     pub granularity: Grain,
@@ -267,7 +271,10 @@ pub fn run(options: &Options) -> Result<Report, RunError> {
         .seed(asked.seed)
         .populate(true)
         .build()?;
-    let mut builder = Svm::builder().device(device.clone()).granularity(options.granularity.granularity());
+    let mut builder = Svm::builder()
+        .device(device.clone())
+        .granularity(options.granularity.granularity())
+        .user_mode_only(options.user_mode_only);
     if let Some(way) = options.take.way() {
         builder = builder.take_way(way);
     }
@@ -313,6 +320,7 @@ fn work(
         device: (workload.work_bytes(), device_time),
         check: (asked.size.0, check_time),
         pages_touched: pages_of(workload),
+        user_mode_only: svm.is_user_mode_only(),
         iommu_errors: counters.iommu_errors,
         device_page_table_bytes: counters.table_bytes,
         iommu_page_table_bytes: counters.iommu_table_bytes,

@@ -1,11 +1,11 @@
 //! One byte of device memory that is not what it should be must be noticed, in every workload.
 
-use super::{MOVABLE, WORKLOADS, fault_sim, run_json};
+use super::{SOURCES, WORKLOADS, fault_sim, run_json};
 
 #[test]
 fn a_flipped_byte_fails_every_workload() {
     for workload in WORKLOADS {
-        for source in MOVABLE {
+        for source in SOURCES {
             let words = ["run", "--workload", workload, "--alloc", source, "--size", "4MiB", "--flip-byte"];
             let out = fault_sim(&words);
             let sentence = String::from_utf8_lossy(&out.stderr);

@@ -9,9 +9,6 @@ use std::process::{Command, Output};
 
 const WORKLOADS: [&str; 7] = ["saxpy", "sum", "histogram", "list", "bfs", "ping-pong", "atomic"];
 const SOURCES: [&str; 4] = ["malloc", "mmap", "library", "userptr"];
-/// Those whose memory may move to a device.
-const MOVABLE: [&str; 3] = ["malloc", "mmap", "userptr"];
-
 /// Runs `fault-sim` with these words.
 fn fault_sim(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_fault-sim")).args(words).output().expect("the built program starts")

@@ -84,7 +84,7 @@ fn both_ways_of_taking_work() {
 fn streams_migrate() {
     for workload in ["sum", "saxpy", "histogram"] {
         let size = 16u64 << 20;
-        for source in ["malloc", "mmap"] {
+        for source in ["malloc", "mmap", "library"] {
             let words =
                 ["--workload", workload, "--alloc", source, "--size", "16MiB", "--device-memory", "32MiB"];
             let report = run_json(&words, 0);
@@ -114,4 +114,73 @@ fn ping_pong_moves_every_turn() {
     let (there, back) =
         (number(&report, "migrated_to_device_bytes"), number(&report, "migrated_to_ram_bytes"));
     assert!(there >= 3 * (4 << 20) && back >= 3 * (4 << 20), "{there} bytes there, {back} back: {report}");
+}
+
+/// In the mode of a process without rights every workload gives the same result; what nobody named stays, and what was
+/// named moves.
+#[test]
+fn user_mode_only_moves_what_was_named() {
+    for workload in super::WORKLOADS {
+        for source in SOURCES {
+            for take in ["move", "write-protect"] {
+                let words = [
+                    "--workload",
+                    workload,
+                    "--alloc",
+                    source,
+                    "--take",
+                    take,
+                    "--size",
+                    "4MiB",
+                    "--user-mode-only",
+                ];
+                let report = run_json(&words, 0);
+                assert_eq!(report["verified"], true, "{words:?}");
+                assert_eq!(report["user_mode_only"], true, "{words:?}");
+                let moved = number(&report, "migrated_to_device_pages");
+                let named = ["library", "userptr"].contains(&source);
+                assert_eq!(moved > 0, named, "{words:?}: {moved} pages moved: {report}");
+            }
+        }
+    }
+}
+
+/// Whether this machine lets every user have faults of the kernel served.
+fn anybody_may_have_more() -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let allowed = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
+    let device = std::fs::metadata("/dev/userfaultfd").map(|device| device.permissions().mode());
+    allowed.is_ok_and(|allowed| allowed.trim() != "0") || device.is_ok_and(|mode| mode & 0o6 == 0o6)
+}
+
+/// A process that really has no rights gets that mode without asking for it. As root: another user runs it.
+#[test]
+fn without_rights_it_works_all_the_same() {
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+    const NOBODY: u32 = 65_534;
+    let is_root =
+        std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    for source in SOURCES {
+        // The user may not be able to read the folder of the program: it is started from a descriptor.
+        let program = std::fs::File::open(env!("CARGO_BIN_EXE_fault-sim")).expect("the built program");
+        let mut command =
+            Command::new(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&program)));
+        command.args(["run", "--json", "--size", "4MiB", "--alloc", source]);
+        if is_root {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        let out = command.output().expect("the program starts");
+        let errors = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(0), "{source}: {errors}");
+        let report: serde_json::Value = serde_json::from_slice(&out.stdout).expect("an object");
+        assert_eq!(report["verified"], true, "{source}: {report}");
+        if is_root && !anybody_may_have_more() {
+            assert_eq!(report["user_mode_only"], true, "{source}: {report}");
+        }
+        if report["user_mode_only"] == true {
+            let moved = number(&report, "migrated_to_device_pages");
+            assert_eq!(moved > 0, ["library", "userptr"].contains(&source), "{source}: {report}");
+        }
+    }
 }

@@ -3,12 +3,13 @@
 use super::{fault_sim, run_json};
 
 /// The keys are a promise to other programs: this list may grow, and nothing in it changes.
-const KEYS: [&str; 63] = [
+const KEYS: [&str; 65] = [
     "verified",
     "error",
     "workload",
     "alloc",
     "take",
+    "user_mode_only",
     "backend",
     "size_bytes",
     "device_memory_bytes",
@@ -65,6 +66,7 @@ const KEYS: [&str; 63] = [
     "fine_slot_bytes",
     "device_record_bytes",
     "staging_bytes",
+    "stack_bytes",
     "device_page_table_bytes",
     "iommu_page_table_bytes",
 ];

@@ -56,6 +56,11 @@ impl PrivateBytes {
         VirtRange::of_pages(self.base(), self.mapping.bytes / crate::units::PAGE_BYTES)
     }
 
+    /// Bytes of it that are backed by memory now, in whole pages: asked from the kernel, a call per 16 MiB.
+    pub fn resident_bytes(&self) -> u64 {
+        self.mapping.resident_bytes()
+    }
+
     /// The memory, as words that several threads may look at.
     pub fn as_words(&self) -> &[Word] {
         // SAFETY: the mapping is page aligned, readable and writable until `self` is dropped; any bytes are

@@ -76,6 +76,26 @@ pub(crate) struct Mapping {
     pid: i32,
 }
 
+impl Mapping {
+    /// Bytes of it that are backed by memory now, in whole pages: asked from the kernel, a call per 16 MiB.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let mut pages = 0;
+        let mut present = [0u8; 4096];
+        let (mut at, end) = (self.start, self.start + self.bytes);
+        while at < end {
+            let part = (end - at).min(present.len() as u64 * PAGE_BYTES);
+            // SAFETY: the mapping is its owner's as long as this exists; `present` has a byte for each page of the part.
+            let rc = unsafe { libc::mincore(at as *mut _, part as usize, present.as_mut_ptr()) };
+            if rc == 0 {
+                let seen = &present[..(part / PAGE_BYTES) as usize];
+                pages += seen.iter().filter(|&&page| page & 1 != 0).count() as u64;
+            }
+            at += part;
+        }
+        pages * PAGE_BYTES
+    }
+}
+
 /// How a part is carved.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Carve {

@@ -53,21 +53,7 @@ impl<T: ZeroValid> Slab<T> {
 
     /// Bytes of it that are backed by memory now, in whole pages: asked from the kernel, a call per 16 MiB.
     pub fn resident_bytes(&self) -> u64 {
-        let mut pages = 0;
-        let mut present = [0u8; 4096];
-        let mut at = self.mapping.start;
-        let end = at + self.mapping.bytes;
-        while at < end {
-            let part = (end - at).min(present.len() as u64 * PAGE_BYTES);
-            // SAFETY: the mapping is ours while `self` lives, and `present` has a byte for each page of the part.
-            let rc = unsafe { libc::mincore(at as *mut _, part as usize, present.as_mut_ptr()) };
-            if rc == 0 {
-                let seen = &present[..(part / PAGE_BYTES) as usize];
-                pages += seen.iter().filter(|&&page| page & 1 != 0).count() as u64;
-            }
-            at += part;
-        }
-        pages * PAGE_BYTES
+        self.mapping.resident_bytes()
     }
 
     /// Bytes of address space that it occupies.
