@@ -450,6 +450,35 @@ fn a_device_that_is_not_coherent_reads_old_bytes_without_a_sync() {
 }
 
 #[test]
+fn syncs_by_hand_refuse_what_is_not_linked_or_not_theirs() {
+    let (machine, other_machine) = (Machine::new(), Machine::new());
+    plain(&machine, |domain| {
+        let at = domain.reserve(4 * PAGE, PAGE).unwrap();
+        link(domain, &at, 0, &[mem(0, 2 * PAGE)]).unwrap();
+        let both = |domain: &Domain<'_>, offset, bytes| {
+            let device = domain.sync_for_device(&at, offset, bytes, Direction::Both);
+            let cpu = domain.sync_for_cpu(&at, offset, bytes, Direction::Both).map(drop);
+            assert_eq!(device, cpu);
+            device
+        };
+        assert_eq!(both(domain, 0, 2 * PAGE), Ok(()));
+        assert_eq!(both(domain, 100, 1), Ok(()));
+        for (offset, bytes) in [(0, 0), (0, 5 * PAGE), (4 * PAGE, 1), (u64::MAX, 2), (1, u64::MAX)] {
+            let outside = DmaError::OutsideReservation { offset, bytes, reserved: 4 * PAGE };
+            assert_eq!(both(domain, offset, bytes), Err(outside));
+            let mut deferred = Deferred::new(domain);
+            let unlinked = domain.unlink_deferred(&at, offset, bytes, BOTH, &mut deferred).map(drop);
+            assert_eq!((unlinked, deferred.pending()), (Err(outside), 0));
+        }
+        assert_eq!(both(domain, 0, 3 * PAGE), Err(DmaError::NotLinked(at.base() + 2 * PAGE)));
+        plain(&other_machine, |other| assert_eq!(both(other, 0, PAGE), Err(DmaError::OtherDomain)));
+        let high = PhysRange::new(PhysAddr(u64::MAX - 3), 8).of_peer(PeerNo(1));
+        assert_eq!(domain.bus_range(high, true), Err(DmaError::Wraps(high.addr)));
+        domain.destroy(at, BOTH).unwrap();
+    });
+}
+
+#[test]
 fn a_hole_is_found_before_caches_are_touched() {
     let mut machine = Machine::new();
     machine.caches = true;

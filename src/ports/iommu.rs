@@ -82,7 +82,8 @@ pub trait Iommu: Sync {
 
     /// Maps `bytes` from `phys` at `iova`, whatever was mapped there or not. Each page changes by one store: a single
     /// access of a device sees wholly the old or wholly the new page, and never a hole, also where a huge leaf is made
-    /// or split. The old pages may be reached until the next `flush`.
+    /// or split. The old pages may be reached until the next `flush`. Putting back what stood there before a replace that
+    /// succeeded needs no table that is not there: it cannot fail.
     ///
     /// # Errors
     /// [`IommuError::CannotReplace`] if the hardware has no such thing ([`IommuCaps::can_replace`] says so, too);
