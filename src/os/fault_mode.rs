@@ -16,6 +16,7 @@ use super::host::LinuxHost;
 use super::tables::Held;
 use super::take::TakeWay;
 use super::userfaultfd::{Mode, Userfaultfd};
+use crate::ports::HostError;
 use crate::units::{VirtAddr, VirtRange};
 
 /// Who serves a touch of a page that is on a device.
@@ -46,23 +47,31 @@ pub enum FaultModeRefused {
 }
 
 impl LinuxHost {
-    /// Chooses the fault mode of a range.
+    /// Chooses the fault mode of a range. Inside the gate, so that every event that was read is applied.
     ///
     /// # Errors
-    /// [`FaultModeRefused`].
-    pub fn set_fault_mode(&self, range: VirtRange, mode: FaultMode) -> Result<(), FaultModeRefused> {
+    /// [`HostError::Changing`]: an event that is still to be read may be of what was mapped there before, and would end
+    /// the choice. [`FaultModeRefused`] otherwise.
+    pub fn set_fault_mode(
+        &self,
+        range: VirtRange,
+        mode: FaultMode,
+    ) -> Result<Result<(), FaultModeRefused>, HostError> {
         if mode == FaultMode::Sigbus && (self.sigbus.is_none() || self.way != TakeWay::Move) {
-            return Err(FaultModeRefused::NotSupported);
+            return Ok(Err(FaultModeRefused::NotSupported));
+        }
+        if self.is_changing() {
+            return Err(HostError::Changing);
         }
         let held = self.tables.lock();
         if held.mirrored.first_in(range).is_some() {
-            return Err(FaultModeRefused::Followed);
+            return Ok(Err(FaultModeRefused::Followed));
         }
-        match mode {
+        let chosen = match mode {
             FaultMode::Blocking => held.sigbus.remove(range),
             FaultMode::Sigbus => held.sigbus.insert(range),
-        }
-        .map_err(|_| FaultModeRefused::TooMany)
+        };
+        Ok(chosen.map_err(|_| FaultModeRefused::TooMany))
     }
 
     /// Who serves a touch of the page at an address.

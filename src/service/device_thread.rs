@@ -101,6 +101,10 @@ impl DeviceThread<'_> {
                 let entered = self.unless_changing(|| unsafe { space.host.enter_region(range, view) });
                 Answered::Region(entered.unwrap_or(None))
             }
+            Ask::FaultMode(range, mode) => {
+                let chosen = self.unless_changing(|| space.host.set_fault_mode(range, mode));
+                Answered::FaultMode(chosen.expect("whatever but a change is refused by name"))
+            }
             Ask::DmaRanges(no) => Answered::Ranges(self.dma_ranges(no)),
             Ask::Release(no) => {
                 release(space, self.seat, no);

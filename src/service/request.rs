@@ -11,6 +11,7 @@ use crate::fault::UserptrFault;
 use crate::granule::{Sequence, UserptrNo, UserptrSpec};
 use crate::os::private::PrivateArc;
 use crate::os::regions::RegionNo;
+use crate::os::{FaultMode, FaultModeRefused};
 use crate::ports::HostError;
 use crate::units::{DeviceId, VirtAddr, VirtRange, WrapError};
 
@@ -37,6 +38,8 @@ pub(super) enum Ask {
     Name(VirtRange),
     /// Let the pages of a region move, whose other view begins at this address.
     EnterRegion(VirtRange, VirtAddr),
+    /// Choose who serves touches of a range.
+    FaultMode(VirtRange, FaultMode),
     /// End a userptr.
     Release(UserptrNo),
     /// Bring everything to RAM, and serve nothing until `Resume`: the process is about to fork.
@@ -54,6 +57,7 @@ pub(super) enum Answered {
     Pages(u64),
     Named(Result<(), HostError>),
     Region(Option<RegionNo>),
+    FaultMode(Result<(), FaultModeRefused>),
     Validated(Result<Sequence, UserptrFault>),
     Ranges(Vec<DmaRange>),
 }

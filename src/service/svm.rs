@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::builder::SvmBuilder;
 use super::core::Core;
 use super::region::{Region, RegionError};
-use super::request::{Ask, Asker, RequestError};
+use super::request::{Answered, Ask, Asker, RequestError};
 use super::sigbus::{self, FaultModeError};
 use super::spaces::Place;
 use super::statistics::{MemoryUse, Stats};
@@ -99,7 +99,10 @@ impl Svm {
         if mode == FaultMode::Sigbus {
             sigbus::enter(&self.core)?;
         }
-        Ok(self.core.host.set_fault_mode(range, mode)?)
+        match self.asker.ask(DeviceId(0), Ask::FaultMode(range, mode))? {
+            Answered::FaultMode(chosen) => Ok(chosen?),
+            other => panic!("a choice is answered by its result, not {other:?}"),
+        }
     }
 
     /// Waits for the end of the round that the reader is in, so that a thread that was woken by it finds itself counted:
