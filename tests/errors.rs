@@ -6,6 +6,7 @@ mod real;
 
 use std::collections::HashSet;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use granule::Granularity;
 use granule::ports::{Count, FaultCause};
@@ -263,4 +264,78 @@ fn memory_that_cannot_be_followed_is_refused_and_shared_memory_is_linked() {
     world.store(shared, 3).expect("linked");
     assert_eq!((peek(shared), present(shared, 1)), (3, 1));
     unmap(shared, 16 * PAGE);
+}
+
+/// What a task that shares the address space does until it is killed: adds one to each page of a range, round after round.
+struct Adder {
+    base: usize,
+    pages: usize,
+    adds: AtomicU64,
+}
+
+extern "C" fn add_for_ever(adder: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: it outlives this task, which is waited for. Nothing else is touched but the range.
+    let adder = unsafe { &*adder.cast::<Adder>() };
+    loop {
+        for page in 0..adder.pages {
+            let at = (adder.base + page * PAGE) as *const AtomicU64;
+            // SAFETY: the range is mapped as long as this task lives.
+            unsafe { &*at }.fetch_add(1, Ordering::Relaxed);
+            adder.adds.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn a_task_that_is_killed_in_a_page_fault_takes_nothing_with_it() {
+    const PAGES: usize = 64;
+    let _alone = alone(120);
+    let world = World::new(64 * MIB, |builder| builder.granularity(Granularity::Kib4));
+    let base = map_aligned(2 * MIB);
+    let stack = map_as(0, 64 * PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
+    for round in 0..40u64 {
+        let mut adder = Adder { base, pages: PAGES, adds: AtomicU64::new(0) };
+        let faults = world.count(Count::CpuFaults);
+        let device_adds = AtomicU64::new(0);
+        let add = |times: u64| {
+            for _ in 0..times {
+                world
+                    .run(|engine| {
+                        for page in 0..PAGES {
+                            engine.fetch_add_u64((base + page * PAGE) as u64, 1)?;
+                            device_adds.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Ok(())
+                    })
+                    .expect("the service goes on");
+            }
+        };
+        add(1);
+        // SAFETY: a stack of its own, and a function that touches what is alive until the task is waited for.
+        let task = unsafe {
+            let argument = (&raw mut adder).cast();
+            libc::clone(add_for_ever, (stack + 64 * PAGE) as *mut _, libc::CLONE_VM | libc::SIGCHLD, argument)
+        };
+        assert!(task > 0, "a task can be made");
+        // Both sides want the same pages: the task is in a fault most of the time.
+        while adder.adds.load(Ordering::Relaxed) < 200 + round {
+            add(1);
+        }
+        // SAFETY: our own child.
+        unsafe {
+            assert_eq!(libc::kill(task, libc::SIGKILL), 0);
+            let mut status = 0;
+            assert_eq!(libc::waitpid(task, &mut status, 0), task);
+            assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL);
+        }
+        add(1);
+        assert!(world.count(Count::CpuFaults) > faults + 50, "it met pages on the device");
+        let sum: u64 = (0..PAGES).map(|page| peek(base + page * PAGE)).sum();
+        let counted = adder.adds.load(Ordering::Relaxed) + device_adds.load(Ordering::Relaxed);
+        // Its last addition may have been made and not counted.
+        assert!(sum == counted || sum == counted + 1, "round {round}: {sum}, and {counted} were counted");
+        (0..PAGES).for_each(|page| poke(base + page * PAGE, 0));
+    }
+    unmap(stack, 64 * PAGE);
+    unmap(base, 2 * MIB);
 }

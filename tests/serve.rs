@@ -199,3 +199,55 @@ fn a_partial_munmap_takes_exactly_its_page_and_leaves_the_rest_on_the_device() {
         assert_eq!(host.present(7), None);
     });
 }
+
+/// In the middle of whatever step: the fault fails with its cause or is served, and every page keeps its data.
+#[test]
+fn no_memory_in_the_middle_of_the_work_is_an_error_and_loses_nothing() {
+    let (mut failed, mut served, mut retried) = (0, 0, 0);
+    for good in 0..48 {
+        for granularity in [Granularity::Kib4, Granularity::Kib64] {
+            with_space(2, &MigrateOnFault { granularity }, |host, device, space| {
+                for page in 0..16 {
+                    host.mmap(page, RW);
+                    host.put(page, 100 + page);
+                }
+                host.run_out_of_memory(good, 3);
+                for page in 0..16 {
+                    let at = PageIndex::of(page_at(page));
+                    let answer = serve(space, Seat(0), &fault(page, Access::Write));
+                    if answer.served.contains(at) {
+                        served += 1;
+                        assert_eq!(device.touch(host, page, Access::Write, |v| v + 1000), Ok(100 + page));
+                    } else {
+                        failed += 1;
+                        assert_eq!(answer.cause(at), Some(FaultCause::OutOfMemory), "page {page}");
+                        assert_eq!(host.present(page), Some(100 + page), "it is where it was");
+                        let again = serve(space, Seat(0), &fault(page, Access::Write));
+                        let done = again.served.contains(at);
+                        assert!(done || again.cause(at) == Some(FaultCause::OutOfMemory));
+                        if done {
+                            device.touch(host, page, Access::Write, |v| v + 1000).expect("it was served");
+                        } else {
+                            host.touch(page, |v| v + 1000);
+                        }
+                    }
+                }
+                // On the way home memory comes back: nobody is told that it was short.
+                let left = host.refusals_left();
+                host.run_out_of_memory(good % 16, 5);
+                for index in space.tables.all_blocks() {
+                    let _ = to_ram(space, Seat(1), index, &PageMask::FULL);
+                }
+                retried += 5 - host.refusals_left() + (3 - left);
+                for page in 0..16 {
+                    assert_eq!(host.present(page), Some(1100 + page), "page {page}, memory for {good}");
+                }
+                assert_eq!(space.devices[0].memory.used_pages(), 0);
+            });
+        }
+    }
+    assert!(
+        failed > 0 && served > failed && retried > 0,
+        "{failed} failed, {served} served, {retried} refusals"
+    );
+}

@@ -46,6 +46,26 @@ struct World {
     staging_used: Vec<bool>,
     /// Absent pages whose touch is an error.
     poisoned: BTreeSet<u64>,
+    /// After so many allocations of the kernel the next ones fail, as many as said.
+    out_of_memory: Option<(u64, u64)>,
+}
+
+impl World {
+    /// The kernel needs memory.
+    fn allocate(&mut self) -> Result<(), HostError> {
+        let Some((good, bad)) = &mut self.out_of_memory else { return Ok(()) };
+        match (*good, *bad) {
+            (0, 0) => Ok(()),
+            (0, _) => {
+                *bad -= 1;
+                Err(HostError::OutOfMemory)
+            }
+            _ => {
+                *good -= 1;
+                Ok(())
+            }
+        }
+    }
 }
 
 pub struct SimHost {
@@ -203,6 +223,16 @@ impl SimHost {
     pub fn wait_applied(&self) {
         self.wait(IDLE, |world| world.reader_idle);
     }
+    /// From now on the kernel has memory for `good` allocations, and after that refuses `bad` of them.
+    pub fn run_out_of_memory(&self, good: u64, bad: u64) {
+        self.world.lock().unwrap().out_of_memory = Some((good, bad));
+    }
+
+    /// How many of the refusals are still to come.
+    pub fn refusals_left(&self) -> u64 {
+        self.world.lock().unwrap().out_of_memory.map_or(0, |(_, bad)| bad)
+    }
+
     pub fn present(&self, page: u64) -> Option<u64> {
         self.world.lock().unwrap().present.get(&no(page_at(page))).copied()
     }
@@ -286,7 +316,9 @@ impl Host for SimHost {
     }
     fn arm(&self, range: VirtRange) -> Result<(), HostError> {
         self.step();
-        self.world.lock().unwrap().armed.extend(no(range.start())..no(range.end()));
+        let mut world = self.world.lock().unwrap();
+        world.allocate()?;
+        world.armed.extend(no(range.start())..no(range.end()));
         Ok(())
     }
     fn disarm(&self, block: BlockNo) {
@@ -302,7 +334,10 @@ impl Host for SimHost {
             if !here.access.covers(access) {
                 return Err(HostError::NotPermitted);
             }
-            world.present.entry(page).or_insert(0);
+            if !world.present.contains_key(&page) {
+                world.allocate()?;
+                world.present.insert(page, 0);
+            }
         }
         Ok(())
     }
@@ -320,6 +355,9 @@ impl Host for SimHost {
                 continue;
             }
             assert!(world.armed.contains(&number), "a page is taken that would not trap");
+            if let Err(error) = world.allocate() {
+                return Take { stopped: Some(error), ..take };
+            }
             let value = world.present.remove(&number).unwrap_or(0);
             self.staging_words(staging)[page.0 as usize * WORDS_PER_PAGE].store(value, Relaxed);
             take.taken.insert(page);
@@ -355,6 +393,9 @@ impl Host for SimHost {
         }
         if world.present.contains_key(&no(at)) {
             return (0, Err(HostError::Present));
+        }
+        if let Err(error) = world.allocate() {
+            return (0, Err(error));
         }
         world.present.insert(no(at), words[0].load(Relaxed));
         world.poisoned.remove(&no(at));
