@@ -16,11 +16,17 @@
 pub mod alloc;
 pub mod commands;
 pub mod memory;
+pub mod output;
+pub mod pattern;
+pub mod policy;
 pub mod progress;
+pub mod replay;
 pub mod report;
+pub mod result;
 pub mod seed;
 pub mod size;
 pub mod split;
+pub mod trace;
 pub mod workload;
 
 use std::ffi::OsString;
@@ -47,12 +53,18 @@ struct Cli {
 enum Command {
     /// Runs a workload over ordinary memory on a device, has the CPU check it, and prints what happened.
     Run(run::Options),
+    /// Makes a trace from a pattern and a seed.
+    Gen(commands::r#gen::Options),
+    /// Plays a trace under several policies and compares them.
+    Replay(commands::replay::Options),
 }
 
 /// Runs the program on its arguments (the first is its name).
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(arguments) {
         Ok(Cli { command: Command::Run(options) }) => run::main(&options),
+        Ok(Cli { command: Command::Gen(options) }) => commands::r#gen::main(&options),
+        Ok(Cli { command: Command::Replay(options) }) => commands::replay::main(&options),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             print!("{error}");
             ExitCode::SUCCESS

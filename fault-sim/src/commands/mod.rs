@@ -1,3 +1,5 @@
 //! One file per sub-command.
 
+pub mod r#gen;
+pub mod replay;
 pub mod run;

@@ -1,0 +1,361 @@
+//! One block of one batch.
+
+use granule::units::{PAGE_BYTES, PAGES_PER_BLOCK, PAGES_PER_SLOT_64K, PageIndex, PageMask};
+
+use super::cost::Phase;
+use super::{Engine, Proc};
+use crate::policy::{Batch, Brought, Cause, Decision, Demand, FaultView, unit_of, units_per_block};
+use crate::trace::Access;
+
+/// What became of the pages of one service.
+#[derive(Default)]
+struct Decided {
+    to_device: PageMask,
+    written: PageMask,
+    duplicated: PageMask,
+    linked: PageMask,
+    throttled_until: Option<u64>,
+}
+
+impl Engine {
+    /// Serves the keys of one block, in order. Returns until when somebody was throttled; `u64::MAX` if nobody was.
+    pub(super) fn service(&mut self, block: u32, keys: &[u64]) -> u64 {
+        self.metrics.services += 1;
+        self.spend(Phase::Lock, self.cost.block_ns);
+        let decided = self.decide(block, keys);
+        let one_destination = decided.linked.is_empty() || decided.to_device.is_empty();
+        if !decided.to_device.is_empty() {
+            self.bring(block, &decided, one_destination, Cause::Fault);
+        }
+        if !decided.linked.is_empty() {
+            self.link(block, &decided.linked);
+        }
+        decided.throttled_until.unwrap_or(u64::MAX)
+    }
+
+    fn decide(&mut self, block: u32, keys: &[u64]) -> Decided {
+        let mut decided = Decided::default();
+        let state = self.blocks.get(block);
+        let plain = self.residency.always_device(block, state) && state.duplicated.is_empty();
+        let (resident, linked, duplicated) = (state.resident, state.linked, state.duplicated);
+        let (mut duplicate, mut spurious, mut unique) = (0, 0, 0u32);
+        let mut last = u64::MAX;
+        for key in keys {
+            let page = Batch::page(*key);
+            if page == last {
+                duplicate += 1;
+                continue;
+            }
+            last = page;
+            let page = page as usize % PAGES_PER_BLOCK;
+            let index = PageIndex(page as u16);
+            let writes = Batch::writes(*key);
+            let there = resident.contains(index) && !(writes && duplicated.contains(index));
+            if there || linked.contains(index) {
+                spurious += 1;
+                continue;
+            }
+            unique += 1;
+            let decision = if plain {
+                Decision::Device
+            } else {
+                let access = Self::access_of(writes);
+                let state = self.blocks.get(block);
+                let now_ns = self.now_ns;
+                self.residency.decide(&FaultView { by: Proc::Device, block, page, access, now_ns, state })
+            };
+            match decision {
+                Decision::Device => decided.to_device.insert(index),
+                Decision::Duplicate => {
+                    decided.to_device.insert(index);
+                    decided.duplicated.insert(index);
+                }
+                Decision::Cpu => decided.linked.insert(index),
+                Decision::Throttle { until_ns } => {
+                    self.metrics.throttles += 1;
+                    decided.throttled_until =
+                        Some(decided.throttled_until.map_or(until_ns, |until| until.min(until_ns)));
+                    continue;
+                }
+            }
+            if writes {
+                decided.written.insert(index);
+            }
+        }
+        self.metrics.faults_duplicate += duplicate;
+        self.metrics.faults_spurious += spurious;
+        self.metrics.faults_unique += u64::from(unique);
+        self.blocks.get_mut(block).faults += unique;
+        decided
+    }
+
+    /// Brings pages to the device, and those that a prefetcher adds.
+    fn bring(&mut self, block: u32, decided: &Decided, one_destination: bool, cause: Cause) {
+        let state = self.blocks.get(block);
+        let region = state.region();
+        let faulted = decided.to_device;
+        let demand = Demand {
+            block,
+            first_page: self.blocks.first_page(block),
+            to: Proc::Device,
+            faulted: &faulted,
+            written: &decided.written,
+            resident: &state.resident,
+            thrashing: self.residency.thrashing(block),
+            preferred: state.preferred,
+            untouched: state.exists.is_empty(),
+            region: region.clone(),
+            one_destination,
+            position: self.position,
+        };
+        let mut wide = self.prefetch.widen(&demand);
+        if region.len() < PAGES_PER_BLOCK {
+            wide &= PageMask::of_range(region.clone());
+        }
+        let state = self.blocks.get(block);
+        let brought = faulted - state.resident;
+        let prefetched = wide - faulted - state.resident - state.linked;
+        let fresh = brought | prefetched;
+        self.make_room(block, &fresh);
+
+        let refault =
+            self.metrics.evictions - self.blocks.get(block).evicted_at <= self.limits.refault_window;
+        let state = self.blocks.get_mut(block);
+        let had = state.resident;
+        let (zeroed, copied_demand, copied_ahead) =
+            (fresh - state.exists, brought & state.exists, prefetched & state.exists);
+        if state.evicted_at != 0 {
+            if refault {
+                self.metrics.refaults += (brought & state.evicted).count() as u64;
+            }
+            state.evicted -= fresh;
+        }
+        state.resident |= fresh;
+        state.exists |= fresh;
+        state.unused |= prefetched;
+        state.dirty |= decided.written;
+        state.linked -= fresh;
+        state.duplicated = (state.duplicated | decided.duplicated) - decided.written;
+        let (demand_pages, prefetch_pages) = (brought.count() as u32, prefetched.count() as u32);
+        state.demand_pages += demand_pages;
+        state.prefetch_pages += prefetch_pages;
+        self.metrics.demand_pages += u64::from(demand_pages);
+        self.metrics.prefetch_pages += u64::from(prefetch_pages);
+        self.metrics.duplicated_pages += decided.duplicated.count() as u64;
+        self.brought(block, &had, &fresh, &brought, region.len() == PAGES_PER_BLOCK);
+        self.pay_for_move(&zeroed, &copied_demand, &copied_ahead);
+        self.residency.moved(block, &fresh, Proc::Device, cause, self.now_ns);
+        self.blocks.get_mut(block).ready_ns = self.now_ns;
+    }
+
+    /// Tells the eviction policy which units have come.
+    #[inline]
+    fn brought(
+        &mut self,
+        block: u32,
+        had: &PageMask,
+        fresh: &PageMask,
+        demanded: &PageMask,
+        whole_block: bool,
+    ) {
+        let position = self.position;
+        let per_block = units_per_block(self.unit);
+        if per_block == 1 {
+            let fresh = had.is_empty();
+            self.metrics.units_in += u64::from(fresh);
+            self.eviction.brought(block, Brought { fresh, demanded: true, whole_block, position });
+            return;
+        }
+        let mut last = u32::MAX;
+        for page in fresh.pages() {
+            let unit = unit_of(self.unit, block, page.0.into());
+            if unit == last {
+                continue;
+            }
+            last = unit;
+            let pages = self.unit.pages();
+            let at = usize::from(page.0) / pages * pages;
+            let unit_pages = PageMask::of_range(at..at + pages);
+            let fresh = !unit_pages.intersects(had);
+            self.metrics.units_in += u64::from(fresh);
+            let demanded = unit_pages.intersects(demanded);
+            self.eviction.brought(unit, Brought { fresh, demanded, whole_block, position });
+        }
+    }
+
+    fn pay_for_move(&mut self, zeroed: &PageMask, demand: &PageMask, ahead: &PageMask) {
+        let (demand_runs, ahead_runs) = (run_count(demand), run_count(ahead));
+        let copied = (demand.count() + ahead.count()) as u64;
+        if copied > 0 {
+            self.spend(Phase::Unmap, self.cost.unmap_ns);
+            self.spend(Phase::DmaMap, self.cost.dma_map_page_ns * copied);
+            self.spend(Phase::CopyIn, self.cost.copy_in(demand_runs + ahead_runs, copied * PAGE_BYTES));
+            self.metrics.copies_in += demand_runs + ahead_runs;
+        }
+        if !zeroed.is_empty() {
+            self.metrics.zeroed_pages += zeroed.count() as u64;
+            self.spend(Phase::Populate, self.cost.populate_64k_ns * groups(zeroed));
+        }
+        self.spend(Phase::Map, self.cost.map_ns);
+    }
+
+    /// Maps pages of system memory for the device.
+    fn link(&mut self, block: u32, pages: &PageMask) {
+        let state = self.blocks.get(block);
+        let home = *pages & state.resident;
+        if !home.is_empty() {
+            self.send_home(block, &home, Cause::Fault);
+        }
+        let state = self.blocks.get_mut(block);
+        let zeroed = *pages - state.exists;
+        state.exists |= *pages;
+        state.linked |= *pages;
+        let count = pages.count() as u64;
+        self.metrics.linked_pages += count;
+        if !zeroed.is_empty() {
+            self.spend(Phase::Populate, self.cost.populate_64k_ns * groups(&zeroed));
+        }
+        self.spend(Phase::DmaMap, self.cost.dma_map_page_ns * count);
+        self.spend(Phase::Map, self.cost.map_ns);
+    }
+
+    /// Evicts until these pages fit.
+    fn make_room(&mut self, block: u32, fresh: &PageMask) {
+        let unit_pages = self.unit.pages();
+        loop {
+            let had = &self.blocks.get(block).resident;
+            let new_units = match units_per_block(self.unit) {
+                1 => usize::from(had.is_empty()),
+                512 => fresh.count(),
+                _ => {
+                    ((*fresh | *had).widened_to(unit_pages).count() - had.widened_to(unit_pages).count())
+                        / unit_pages
+                }
+            };
+            let needed = (new_units * unit_pages) as u64;
+            if self.free_pages >= needed {
+                self.free_pages -= needed;
+                return;
+            }
+            while self.free_pages < needed {
+                let victim = self.eviction.victim(&self.blocks);
+                // Device memory is at least two blocks and a service brings at most one, so something is there.
+                let Some(victim) = victim else { unreachable!("device memory is full and holds nothing") };
+                self.evict(victim.block, &victim.pages);
+            }
+        }
+    }
+
+    /// Takes pages away to make room.
+    fn evict(&mut self, block: u32, pages: &PageMask) {
+        self.metrics.evictions += 1;
+        let evictions = self.metrics.evictions;
+        let state = self.blocks.get_mut(block);
+        let pages = *pages & state.resident;
+        let left = state.resident - pages;
+        self.metrics.evicted_pages += pages.count() as u64;
+        self.metrics.evicted_dirty_pages += (pages & state.dirty).count() as u64;
+        state.evictions += 1;
+        state.evicted |= pages;
+        state.evicted_at = evictions;
+        let freed = freed_pages(self.unit.pages(), &state.resident, &left);
+        self.free_pages += freed;
+        self.leave(block, &pages);
+        self.residency.moved(block, &pages, Proc::Cpu, Cause::Eviction, self.now_ns);
+    }
+
+    /// Takes pages to system memory for the CPU's sake.
+    pub(super) fn send_home(&mut self, block: u32, pages: &PageMask, cause: Cause) {
+        let pages = *pages & self.blocks.get(block).resident;
+        self.metrics.homecoming_pages += pages.count() as u64;
+        self.release(block, &pages);
+        self.leave(block, &pages);
+        self.residency.moved(block, &pages, Proc::Cpu, cause, self.now_ns);
+    }
+
+    /// Gives device memory back whose pages leave by another hand than the eviction policy's. The pages are still
+    /// entered as resident.
+    pub(super) fn release(&mut self, block: u32, pages: &PageMask) {
+        let state = self.blocks.get(block);
+        let left = state.resident - *pages;
+        self.free_pages += freed_pages(self.unit.pages(), &state.resident, &left);
+        let mut last = u32::MAX;
+        for page in pages.pages() {
+            let unit = unit_of(self.unit, block, page.0.into());
+            if unit != last {
+                last = unit;
+                let size = self.unit.pages();
+                let at = usize::from(page.0) / size * size;
+                if !PageMask::of_range(at..at + size).intersects(&left) {
+                    self.eviction.gone(unit);
+                }
+            }
+        }
+    }
+
+    /// Copies pages out and enters that they are in system memory.
+    fn leave(&mut self, block: u32, pages: &PageMask) {
+        let state = self.blocks.get_mut(block);
+        let copied = *pages - state.duplicated;
+        self.metrics.prefetch_wasted += (*pages & state.unused).count() as u64;
+        state.resident -= *pages;
+        state.unused -= *pages;
+        state.dirty -= *pages;
+        state.duplicated -= *pages;
+        let runs = run_count(&copied);
+        self.metrics.copies_out += runs;
+        self.spend(Phase::Map, self.cost.map_ns);
+        self.spend(Phase::CopyOut, self.cost.copy_out(runs, copied.count() as u64 * PAGE_BYTES));
+    }
+
+    /// Mappings in system memory whose time is over.
+    pub(super) fn expire(&mut self) {
+        while let Some((block, pages)) = self.residency.expired(self.now_ns) {
+            self.blocks.get_mut(block).linked -= pages;
+            self.spend(Phase::Map, self.cost.map_ns);
+        }
+    }
+
+    /// Tells the residency policy of a touch through the bus, and moves the page if that was enough.
+    pub(super) fn count_remote(&mut self, block: u32, page: usize, access: Access) {
+        let now_ns = self.device_ns;
+        let state = self.blocks.get(block);
+        let view = FaultView { by: Proc::Device, block, page, access, now_ns, state };
+        if self.residency.remote_touch(&view) {
+            let index = PageIndex(page as u16);
+            let to_device = PageMask::of(index);
+            let written = if access.writes() { to_device } else { PageMask::EMPTY };
+            let decided = Decided { to_device, written, ..Decided::default() };
+            self.now_ns = self.now_ns.max(self.device_ns).max(self.driver_free_ns);
+            self.blocks.get_mut(block).linked -= to_device;
+            self.bring(block, &decided, true, Cause::AccessCounter);
+            self.driver_free_ns = self.now_ns;
+        }
+    }
+}
+
+/// Pages of device memory that become free when `had` shrinks to `left`.
+fn freed_pages(unit: usize, had: &PageMask, left: &PageMask) -> u64 {
+    let held = |mask: &PageMask| match unit {
+        1 => mask.count(),
+        PAGES_PER_BLOCK => usize::from(!mask.is_empty()) * PAGES_PER_BLOCK,
+        unit => mask.widened_to(unit).count(),
+    };
+    (held(had) - held(left)) as u64
+}
+
+/// How many contiguous runs a mask has.
+pub(super) fn run_count(mask: &PageMask) -> u64 {
+    let mut before = 0;
+    let mut runs = 0;
+    for word in mask.words() {
+        runs += u64::from((word & !(word << 1 | before)).count_ones());
+        before = word >> 63;
+    }
+    runs
+}
+
+/// How many aligned 64 KiB a mask touches.
+fn groups(mask: &PageMask) -> u64 {
+    (mask.widened_to(PAGES_PER_SLOT_64K).count() / PAGES_PER_SLOT_64K) as u64
+}
