@@ -100,6 +100,10 @@ pub trait Eviction {
     fn hit(&mut self, _unit: u32, _position: u64) {}
     /// The last page of a unit left the device for another reason than this policy.
     fn gone(&mut self, unit: u32);
+    /// Blocks that will most likely leave soon, at most about `count`: so that they can be fetched side by side. A hint.
+    fn soon(&self, _count: usize) -> Box<dyn Iterator<Item = u32> + '_> {
+        Box::new(std::iter::empty())
+    }
     /// Who leaves next; forgotten by the policy from now on. `None` only if nothing is there.
     fn victim(&mut self, blocks: &Blocks) -> Option<Victim>;
 }

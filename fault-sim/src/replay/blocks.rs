@@ -1,4 +1,4 @@
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 
 use granule::units::{PAGES_PER_BLOCK, PageMask};
 
@@ -13,24 +13,11 @@ pub enum Proc {
     Device,
 }
 
-/// One block: 512 bytes, a mask in each cache line.
+/// One block: 512 bytes. What every fault needs is in the first four cache lines; the masks behind them are looked at
+/// only where a flag says that they hold something.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct Block {
-    /// On the device.
-    pub resident: PageMask,
-    /// On the device by a prefetch, and not touched since.
-    pub unused: PageMask,
-    /// Has contents, here or there. What is resident has; what has and is not resident is in system memory.
-    pub exists: PageMask,
-    /// Was evicted the last time that anything of this block was, and has not been back since.
-    pub evicted: PageMask,
-    /// Written by the device since it came.
-    pub dirty: PageMask,
-    /// In system memory and mapped by the device where it is.
-    pub linked: PageMask,
-    /// On the device and in system memory, both up to date.
-    pub duplicated: PageMask,
     /// When the last batch that brought something here ended.
     pub ready_ns: u64,
     /// Which eviction (counted from 1) was the last one here.
@@ -47,6 +34,12 @@ pub struct Block {
     pub read_mostly: bool,
     /// A map event said what `first` and `end` are; before that they are the whole block.
     pub mapped: bool,
+    /// Every page has contents: `exists` is full.
+    pub all_exist: bool,
+    /// `dirty` may hold something.
+    pub some_dirty: bool,
+    /// `linked` or `duplicated` may hold something.
+    pub some_shared: bool,
     /// Faults of the device that were served here.
     pub faults: u32,
     /// Evictions of anything here.
@@ -55,12 +48,46 @@ pub struct Block {
     pub demand_pages: u32,
     /// Pages that prefetches brought.
     pub prefetch_pages: u32,
+    /// On the device.
+    pub resident: Lined,
+    /// On the device by a prefetch, and not touched since.
+    pub unused: PageMask,
+    /// Was evicted the last time that anything of this block was, and has not been back since.
+    pub evicted: PageMask,
+    /// Written by the device since it came.
+    pub dirty: PageMask,
+    /// Has contents, here or there. What is resident has; what has and is not resident is in system memory.
+    pub exists: PageMask,
+    /// In system memory and mapped by the device where it is.
+    pub linked: PageMask,
+    /// On the device and in system memory, both up to date.
+    pub duplicated: PageMask,
+}
+
+/// A mask at the beginning of a cache line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(align(64))]
+pub struct Lined(pub PageMask);
+
+impl Deref for Lined {
+    type Target = PageMask;
+    #[inline]
+    fn deref(&self) -> &PageMask {
+        &self.0
+    }
+}
+
+impl DerefMut for Lined {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut PageMask {
+        &mut self.0
+    }
 }
 
 impl Block {
     fn new(data_on_cpu: bool) -> Self {
         Self {
-            resident: PageMask::EMPTY,
+            resident: Lined(PageMask::EMPTY),
             unused: PageMask::EMPTY,
             exists: if data_on_cpu { PageMask::FULL } else { PageMask::EMPTY },
             evicted: PageMask::EMPTY,
@@ -75,6 +102,9 @@ impl Block {
             accessed_by_device: false,
             read_mostly: false,
             mapped: false,
+            all_exist: data_on_cpu,
+            some_dirty: false,
+            some_shared: false,
             faults: 0,
             evictions: 0,
             demand_pages: 0,
@@ -91,7 +121,7 @@ impl Block {
     /// Pages whose contents are in system memory.
     #[inline]
     pub fn on_cpu(&self) -> PageMask {
-        (self.exists - self.resident) | self.duplicated
+        (self.exists - *self.resident) | self.duplicated
     }
 }
 

@@ -22,7 +22,7 @@ impl Engine {
                 let pages = PageMask::of(index);
                 self.release(block, &pages);
                 let state = self.blocks.get_mut(block);
-                state.resident -= pages;
+                *state.resident -= pages;
                 state.duplicated -= pages;
                 state.unused -= pages;
                 state.dirty -= pages;
@@ -31,6 +31,7 @@ impl Engine {
             }
             if !state.resident.contains(index) || state.duplicated.contains(index) {
                 state.exists.insert(index);
+                state.all_exist = state.exists.is_full();
                 return;
             }
             let now_ns = self.device_ns;
@@ -46,7 +47,9 @@ impl Engine {
                 // A duplicate for the CPU: the device keeps its copy.
                 Decision::Duplicate => {
                     self.metrics.cpu_faults += 1;
-                    self.blocks.get_mut(block).duplicated.insert(index);
+                    let state = self.blocks.get_mut(block);
+                    state.duplicated.insert(index);
+                    state.some_shared = true;
                     self.pay_cpu_fault(begun, 1, 4096);
                     return;
                 }
@@ -88,20 +91,20 @@ impl Engine {
             one_destination: true,
             position: self.position,
         };
-        let pages = (self.prefetch.widen(&demand) | faulted) & self.blocks.get(block).resident;
+        let pages = (self.prefetch.widen(&demand) | faulted) & *self.blocks.get(block).resident;
         self.send_home(block, &pages, Cause::Fault);
     }
 
     /// The program unmaps pages: their contents are gone.
     pub(super) fn unmap(&mut self, event: &Event) {
         self.each_block(event, false, |this, block, pages| {
-            this.metrics.unmapped_pages += (this.blocks.get(block).resident & pages).count() as u64;
-            let there = this.blocks.get(block).resident & pages;
+            this.metrics.unmapped_pages += (*this.blocks.get(block).resident & pages).count() as u64;
+            let there = *this.blocks.get(block).resident & pages;
             this.release(block, &there);
             let state = this.blocks.get_mut(block);
             this.metrics.prefetch_wasted += (state.unused & pages).count() as u64;
             for mask in [
-                &mut state.resident,
+                &mut state.resident.0,
                 &mut state.unused,
                 &mut state.exists,
                 &mut state.evicted,
@@ -111,6 +114,7 @@ impl Engine {
             ] {
                 *mask -= pages;
             }
+            state.all_exist = state.exists.is_full();
             this.residency.unmapped(block, &pages);
         });
     }

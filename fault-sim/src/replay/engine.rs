@@ -174,7 +174,7 @@ impl Engine {
         let index = PageIndex(page as u16);
         let state = self.blocks.get_mut(block);
         if state.resident.contains(index) {
-            if !(event.access.writes() && state.duplicated.contains(index)) {
+            if !(event.access.writes() && state.some_shared && state.duplicated.contains(index)) {
                 self.metrics.hits += 1;
                 if state.unused.contains(index) {
                     self.metrics.prefetch_hits += 1;
@@ -183,13 +183,14 @@ impl Engine {
                 }
                 if event.access.writes() {
                     state.dirty.insert(index);
+                    state.some_dirty = true;
                 }
                 if self.sees_hits {
                     self.eviction.hit(unit_of(self.unit, block, page), self.position);
                 }
                 return;
             }
-        } else if state.linked.contains(index) {
+        } else if state.some_shared && state.linked.contains(index) {
             self.remote(event, block, page);
             return;
         }
@@ -295,11 +296,18 @@ impl Engine {
         for key in keys {
             let block = self.buffer[Batch::position(*key)].block;
             if block != last {
-                let state: &Block = self.blocks.get(block);
+                let state = self.blocks.get(block);
                 let first = |mask: &PageMask| mask.words()[0];
                 self.touched ^=
                     first(&state.unused) ^ first(&state.exists) ^ first(&state.evicted) ^ state.ready_ns;
                 last = block;
+            }
+        }
+        if self.free_pages < PAGES_PER_BLOCK as u64 * keys.len() as u64 {
+            for block in self.eviction.soon(keys.len()) {
+                let state = self.blocks.get(block);
+                self.touched ^=
+                    state.resident.words()[0] ^ state.unused.words()[0] ^ state.evicted.words()[0];
             }
         }
     }

@@ -36,8 +36,12 @@ impl Engine {
     fn decide(&mut self, block: u32, keys: &[u64]) -> Decided {
         let mut decided = Decided::default();
         let state = self.blocks.get(block);
-        let plain = self.residency.always_device(block, state) && state.duplicated.is_empty();
-        let (resident, linked, duplicated) = (state.resident, state.linked, state.duplicated);
+        let plain = !state.some_shared && self.residency.always_device(block, state);
+        let resident = *state.resident;
+        let (linked, duplicated) = match state.some_shared {
+            true => (state.linked, state.duplicated),
+            false => (PageMask::EMPTY, PageMask::EMPTY),
+        };
         let (mut duplicate, mut spurious, mut unique) = (0, 0, 0u32);
         let mut last = u64::MAX;
         for key in keys {
@@ -113,37 +117,53 @@ impl Engine {
             wide &= PageMask::of_range(region.clone());
         }
         let state = self.blocks.get(block);
-        let brought = faulted - state.resident;
-        let prefetched = wide - faulted - state.resident - state.linked;
+        let brought = faulted - *state.resident;
+        let mut prefetched = wide - faulted - *state.resident;
+        if state.some_shared {
+            prefetched -= state.linked;
+        }
         let fresh = brought | prefetched;
         self.make_room(block, &fresh);
 
         let refault =
             self.metrics.evictions - self.blocks.get(block).evicted_at <= self.limits.refault_window;
         let state = self.blocks.get_mut(block);
-        let had = state.resident;
-        let (zeroed, copied_demand, copied_ahead) =
-            (fresh - state.exists, brought & state.exists, prefetched & state.exists);
+        let had = *state.resident;
         if state.evicted_at != 0 {
             if refault {
-                self.metrics.refaults += (brought & state.evicted).count() as u64;
+                self.metrics.refaults += count(&(brought & state.evicted));
             }
             state.evicted -= fresh;
         }
-        state.resident |= fresh;
-        state.exists |= fresh;
+        *state.resident |= fresh;
         state.unused |= prefetched;
-        state.dirty |= decided.written;
-        state.linked -= fresh;
-        state.duplicated = (state.duplicated | decided.duplicated) - decided.written;
-        let (demand_pages, prefetch_pages) = (brought.count() as u32, prefetched.count() as u32);
-        state.demand_pages += demand_pages;
-        state.prefetch_pages += prefetch_pages;
-        self.metrics.demand_pages += u64::from(demand_pages);
-        self.metrics.prefetch_pages += u64::from(prefetch_pages);
-        self.metrics.duplicated_pages += decided.duplicated.count() as u64;
+        if !decided.written.is_empty() {
+            state.dirty |= decided.written;
+            state.some_dirty = true;
+        }
+        if state.some_shared || !decided.duplicated.is_empty() {
+            state.some_shared = true;
+            state.linked -= fresh;
+            state.duplicated = (state.duplicated | decided.duplicated) - decided.written;
+            self.metrics.duplicated_pages += count(&decided.duplicated);
+        }
+        let (demand_pages, prefetch_pages) = (count(&brought), count(&prefetched));
+        state.demand_pages += demand_pages as u32;
+        state.prefetch_pages += prefetch_pages as u32;
+        self.metrics.demand_pages += demand_pages;
+        self.metrics.prefetch_pages += prefetch_pages;
+        if state.all_exist {
+            self.pay_for_copy(run_count(&brought) + run_count(&prefetched), demand_pages + prefetch_pages);
+        } else {
+            let (zeroed, demand, ahead) =
+                (fresh - state.exists, brought & state.exists, prefetched & state.exists);
+            state.exists |= fresh;
+            state.all_exist = state.exists.is_full();
+            self.pay_for_copy(run_count(&demand) + run_count(&ahead), count(&demand) + count(&ahead));
+            self.pay_for_zeroes(&zeroed);
+        }
+        self.spend(Phase::Map, self.cost.map_ns);
         self.brought(block, &had, &fresh, &brought, region.len() == PAGES_PER_BLOCK);
-        self.pay_for_move(&zeroed, &copied_demand, &copied_ahead);
         self.residency.moved(block, &fresh, Proc::Device, cause, self.now_ns);
         self.blocks.get_mut(block).ready_ns = self.now_ns;
     }
@@ -183,39 +203,39 @@ impl Engine {
         }
     }
 
-    fn pay_for_move(&mut self, zeroed: &PageMask, demand: &PageMask, ahead: &PageMask) {
-        let (demand_runs, ahead_runs) = (run_count(demand), run_count(ahead));
-        let copied = (demand.count() + ahead.count()) as u64;
-        if copied > 0 {
+    fn pay_for_copy(&mut self, runs: u64, pages: u64) {
+        if pages > 0 {
             self.spend(Phase::Unmap, self.cost.unmap_ns);
-            self.spend(Phase::DmaMap, self.cost.dma_map_page_ns * copied);
-            self.spend(Phase::CopyIn, self.cost.copy_in(demand_runs + ahead_runs, copied * PAGE_BYTES));
-            self.metrics.copies_in += demand_runs + ahead_runs;
+            self.spend(Phase::DmaMap, self.cost.dma_map_page_ns * pages);
+            self.spend(Phase::CopyIn, self.cost.copy_in(runs, pages * PAGE_BYTES));
+            self.metrics.copies_in += runs;
         }
+    }
+
+    fn pay_for_zeroes(&mut self, zeroed: &PageMask) {
         if !zeroed.is_empty() {
-            self.metrics.zeroed_pages += zeroed.count() as u64;
+            self.metrics.zeroed_pages += count(zeroed);
             self.spend(Phase::Populate, self.cost.populate_64k_ns * groups(zeroed));
         }
-        self.spend(Phase::Map, self.cost.map_ns);
     }
 
     /// Maps pages of system memory for the device.
     fn link(&mut self, block: u32, pages: &PageMask) {
         let state = self.blocks.get(block);
-        let home = *pages & state.resident;
+        let home = *pages & *state.resident;
         if !home.is_empty() {
             self.send_home(block, &home, Cause::Fault);
         }
         let state = self.blocks.get_mut(block);
         let zeroed = *pages - state.exists;
         state.exists |= *pages;
+        state.all_exist = state.exists.is_full();
         state.linked |= *pages;
-        let count = pages.count() as u64;
-        self.metrics.linked_pages += count;
-        if !zeroed.is_empty() {
-            self.spend(Phase::Populate, self.cost.populate_64k_ns * groups(&zeroed));
-        }
-        self.spend(Phase::DmaMap, self.cost.dma_map_page_ns * count);
+        state.some_shared = true;
+        let linked = count(pages);
+        self.metrics.linked_pages += linked;
+        self.pay_for_zeroes(&zeroed);
+        self.spend(Phase::DmaMap, self.cost.dma_map_page_ns * linked);
         self.spend(Phase::Map, self.cost.map_ns);
     }
 
@@ -223,7 +243,7 @@ impl Engine {
     fn make_room(&mut self, block: u32, fresh: &PageMask) {
         let unit_pages = self.unit.pages();
         loop {
-            let had = &self.blocks.get(block).resident;
+            let had = &*self.blocks.get(block).resident;
             let new_units = match units_per_block(self.unit) {
                 1 => usize::from(had.is_empty()),
                 512 => fresh.count(),
@@ -251,10 +271,12 @@ impl Engine {
         self.metrics.evictions += 1;
         let evictions = self.metrics.evictions;
         let state = self.blocks.get_mut(block);
-        let pages = *pages & state.resident;
-        let left = state.resident - pages;
-        self.metrics.evicted_pages += pages.count() as u64;
-        self.metrics.evicted_dirty_pages += (pages & state.dirty).count() as u64;
+        let pages = *pages & *state.resident;
+        let left = *state.resident - pages;
+        self.metrics.evicted_pages += count(&pages);
+        if state.some_dirty {
+            self.metrics.evicted_dirty_pages += count(&(pages & state.dirty));
+        }
         state.evictions += 1;
         state.evicted |= pages;
         state.evicted_at = evictions;
@@ -266,8 +288,8 @@ impl Engine {
 
     /// Takes pages to system memory for the CPU's sake.
     pub(super) fn send_home(&mut self, block: u32, pages: &PageMask, cause: Cause) {
-        let pages = *pages & self.blocks.get(block).resident;
-        self.metrics.homecoming_pages += pages.count() as u64;
+        let pages = *pages & *self.blocks.get(block).resident;
+        self.metrics.homecoming_pages += count(&pages);
         self.release(block, &pages);
         self.leave(block, &pages);
         self.residency.moved(block, &pages, Proc::Cpu, cause, self.now_ns);
@@ -277,7 +299,7 @@ impl Engine {
     /// entered as resident.
     pub(super) fn release(&mut self, block: u32, pages: &PageMask) {
         let state = self.blocks.get(block);
-        let left = state.resident - *pages;
+        let left = *state.resident - *pages;
         self.free_pages += freed_pages(self.unit.pages(), &state.resident, &left);
         let mut last = u32::MAX;
         for page in pages.pages() {
@@ -296,16 +318,22 @@ impl Engine {
     /// Copies pages out and enters that they are in system memory.
     fn leave(&mut self, block: u32, pages: &PageMask) {
         let state = self.blocks.get_mut(block);
-        let copied = *pages - state.duplicated;
-        self.metrics.prefetch_wasted += (*pages & state.unused).count() as u64;
-        state.resident -= *pages;
+        let mut copied = *pages;
+        self.metrics.prefetch_wasted += count(&(*pages & state.unused));
+        *state.resident -= *pages;
         state.unused -= *pages;
-        state.dirty -= *pages;
-        state.duplicated -= *pages;
-        let runs = run_count(&copied);
+        if state.some_dirty {
+            state.dirty -= *pages;
+            state.some_dirty = !state.dirty.is_empty();
+        }
+        if state.some_shared {
+            copied -= state.duplicated;
+            state.duplicated -= *pages;
+        }
+        let (runs, bytes) = (run_count(&copied), count(&copied) * PAGE_BYTES);
         self.metrics.copies_out += runs;
         self.spend(Phase::Map, self.cost.map_ns);
-        self.spend(Phase::CopyOut, self.cost.copy_out(runs, copied.count() as u64 * PAGE_BYTES));
+        self.spend(Phase::CopyOut, self.cost.copy_out(runs, bytes));
     }
 
     /// Mappings in system memory whose time is over.
@@ -344,12 +372,21 @@ fn freed_pages(unit: usize, had: &PageMask, left: &PageMask) -> u64 {
     (held(had) - held(left)) as u64
 }
 
+/// How many pages a mask has. Most masks of a service are empty but for a word, and the processors for which this
+/// program is built count bits word by word and slowly.
+#[inline]
+pub(super) fn count(mask: &PageMask) -> u64 {
+    mask.words().iter().filter(|word| **word != 0).map(|word| u64::from(word.count_ones())).sum()
+}
+
 /// How many contiguous runs a mask has.
+#[inline]
 pub(super) fn run_count(mask: &PageMask) -> u64 {
-    let mut before = 0;
-    let mut runs = 0;
+    let (mut before, mut runs) = (0, 0);
     for word in mask.words() {
-        runs += u64::from((word & !(word << 1 | before)).count_ones());
+        if *word != 0 {
+            runs += u64::from((word & !(word << 1 | before)).count_ones());
+        }
         before = word >> 63;
     }
     runs

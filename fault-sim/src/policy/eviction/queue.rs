@@ -75,6 +75,11 @@ impl Queue {
         None
     }
 
+    /// Units near the first end, some of which may not be members any more.
+    pub(super) fn near_first(&self, count: usize) -> impl Iterator<Item = u32> + '_ {
+        self.order.iter().take(count).map(|(unit, _)| *unit)
+    }
+
     /// Its members from the first on.
     #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {

@@ -1,6 +1,6 @@
 use granule::policy::Granularity;
 
-use super::super::{Brought, Eviction, Victim, pages_of_unit};
+use super::super::{Brought, Eviction, Victim, pages_of_unit, units_per_block};
 use super::queue::Queue;
 use crate::replay::Blocks;
 
@@ -59,6 +59,11 @@ impl Eviction for Recency {
 
     fn gone(&mut self, unit: u32) {
         self.order.remove(unit);
+    }
+
+    fn soon(&self, count: usize) -> Box<dyn Iterator<Item = u32> + '_> {
+        let per_block = units_per_block(self.unit);
+        Box::new(self.order.near_first(count).map(move |unit| unit / per_block))
     }
 
     fn victim(&mut self, _: &Blocks) -> Option<Victim> {
