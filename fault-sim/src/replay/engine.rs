@@ -267,7 +267,7 @@ impl Engine {
         while from < keys.len() {
             let block = self.buffer[Batch::position(keys[from])].block;
             let pages = Batch::page(keys[from]) | (PAGES_PER_BLOCK as u64 - 1);
-            let length = keys[from..].partition_point(|key| Batch::page(*key) <= pages);
+            let length = keys[from..].iter().take_while(|key| Batch::page(**key) <= pages).count();
             let until = self.service(block, &keys[from..from + length]);
             throttled_until = throttled_until.min(until);
             if self.replay == Replay::EachBlock {
@@ -320,6 +320,15 @@ impl Engine {
             self.spend(Phase::Replay, self.cost.replay_ns);
         }
         let now = self.now_ns;
+        if drained && throttled_until == u64::MAX && matches!(self.replay, Replay::EachBatch | Replay::Flush)
+        {
+            for fault in self.buffer.drain(..) {
+                self.metrics.latency.add(now.saturating_sub(fault.arrival_ns));
+            }
+            self.starts_ns = u64::MAX;
+            self.driver_free_ns = now;
+            return;
+        }
         let (mut kept, mut served) = (0, 0u64);
         for at in 0..self.buffer.len() {
             let fault = self.buffer[at];

@@ -6,7 +6,7 @@
 //! | `cost`, `profile` | what things cost, as one explicit vector, and the vectors that are shipped |
 //! | `metrics`, `histogram` | what is counted |
 //! | `engine` | the device's clock, the fault buffer, batches |
-//! | `service` | one block of one batch: decide, make room, move, map |
+//! | `service`, `words` | one block of one batch: decide, make room, move, map; the moves word by word |
 //! | `cpu` | the other side: CPU faults, unmaps, maps, advice |
 //! | `future` | what comes, for policies that may know it |
 //!
@@ -33,6 +33,7 @@ mod histogram;
 mod metrics;
 mod profile;
 mod service;
+mod words;
 
 pub use blocks::{Block, Blocks, Proc};
 pub use cost::{Cost, PHASE_NAMES, Phase};

@@ -3,7 +3,7 @@
 use granule::units::{PAGE_BYTES, PAGES_PER_BLOCK, PAGES_PER_SLOT_64K, PageIndex, PageMask};
 
 use super::cost::Phase;
-use super::{Engine, Proc};
+use super::{Engine, Proc, words};
 use crate::policy::{Batch, Brought, Cause, Decision, Demand, FaultView, unit_of, units_per_block};
 use crate::trace::Access;
 
@@ -116,55 +116,48 @@ impl Engine {
         if region.len() < PAGES_PER_BLOCK {
             wide &= PageMask::of_range(region.clone());
         }
-        let state = self.blocks.get(block);
-        let brought = faulted - *state.resident;
-        let mut prefetched = wide - faulted - *state.resident;
-        if state.some_shared {
-            prefetched -= state.linked;
-        }
-        let fresh = brought | prefetched;
-        self.make_room(block, &fresh);
+        self.make_room(block, &faulted, &wide);
 
         let refault =
             self.metrics.evictions - self.blocks.get(block).evicted_at <= self.limits.refault_window;
         let state = self.blocks.get_mut(block);
-        let had = *state.resident;
-        if state.evicted_at != 0 {
-            if refault {
-                self.metrics.refaults += count(&(brought & state.evicted));
-            }
-            state.evicted -= fresh;
+        if state.some_shared {
+            wide -= state.linked;
         }
-        *state.resident |= fresh;
-        state.unused |= prefetched;
+        let had = *state.resident;
+        let done = words::bring(state, &faulted, &wide);
+        if refault {
+            self.metrics.refaults += done.returned_pages;
+        }
         if !decided.written.is_empty() {
             state.dirty |= decided.written;
             state.some_dirty = true;
         }
         if state.some_shared || !decided.duplicated.is_empty() {
             state.some_shared = true;
-            state.linked -= fresh;
+            state.linked -= done.fresh;
             state.duplicated = (state.duplicated | decided.duplicated) - decided.written;
-            self.metrics.duplicated_pages += count(&decided.duplicated);
+            self.metrics.duplicated_pages += decided.duplicated.count() as u64;
         }
-        let (demand_pages, prefetch_pages) = (count(&brought), count(&prefetched));
-        state.demand_pages += demand_pages as u32;
-        state.prefetch_pages += prefetch_pages as u32;
-        self.metrics.demand_pages += demand_pages;
-        self.metrics.prefetch_pages += prefetch_pages;
+        state.demand_pages += done.demand_pages as u32;
+        state.prefetch_pages += done.prefetch_pages as u32;
+        self.metrics.demand_pages += done.demand_pages;
+        self.metrics.prefetch_pages += done.prefetch_pages;
         if state.all_exist {
-            self.pay_for_copy(run_count(&brought) + run_count(&prefetched), demand_pages + prefetch_pages);
+            self.pay_for_copy(done.demand_runs + done.prefetch_runs, done.demand_pages + done.prefetch_pages);
         } else {
+            let fresh = done.fresh;
             let (zeroed, demand, ahead) =
-                (fresh - state.exists, brought & state.exists, prefetched & state.exists);
+                (fresh - state.exists, fresh & faulted & state.exists, (fresh - faulted) & state.exists);
             state.exists |= fresh;
             state.all_exist = state.exists.is_full();
-            self.pay_for_copy(run_count(&demand) + run_count(&ahead), count(&demand) + count(&ahead));
+            let copied = (demand.count() + ahead.count()) as u64;
+            self.pay_for_copy((demand.runs().count() + ahead.runs().count()) as u64, copied);
             self.pay_for_zeroes(&zeroed);
         }
         self.spend(Phase::Map, self.cost.map_ns);
-        self.brought(block, &had, &fresh, &brought, region.len() == PAGES_PER_BLOCK);
-        self.residency.moved(block, &fresh, Proc::Device, cause, self.now_ns);
+        self.brought(block, &had, &done.fresh, &faulted, region.len() == PAGES_PER_BLOCK);
+        self.residency.moved(block, &done.fresh, Proc::Device, cause, self.now_ns);
         self.blocks.get_mut(block).ready_ns = self.now_ns;
     }
 
@@ -214,7 +207,7 @@ impl Engine {
 
     fn pay_for_zeroes(&mut self, zeroed: &PageMask) {
         if !zeroed.is_empty() {
-            self.metrics.zeroed_pages += count(zeroed);
+            self.metrics.zeroed_pages += zeroed.count() as u64;
             self.spend(Phase::Populate, self.cost.populate_64k_ns * groups(zeroed));
         }
     }
@@ -232,7 +225,7 @@ impl Engine {
         state.all_exist = state.exists.is_full();
         state.linked |= *pages;
         state.some_shared = true;
-        let linked = count(pages);
+        let linked = pages.count() as u64;
         self.metrics.linked_pages += linked;
         self.pay_for_zeroes(&zeroed);
         self.spend(Phase::DmaMap, self.cost.dma_map_page_ns * linked);
@@ -240,15 +233,16 @@ impl Engine {
     }
 
     /// Evicts until these pages fit.
-    fn make_room(&mut self, block: u32, fresh: &PageMask) {
+    fn make_room(&mut self, block: u32, faulted: &PageMask, wide: &PageMask) {
         let unit_pages = self.unit.pages();
         loop {
             let had = &*self.blocks.get(block).resident;
             let new_units = match units_per_block(self.unit) {
                 1 => usize::from(had.is_empty()),
-                512 => fresh.count(),
+                512 => ((*faulted | *wide) - *had).count(),
                 _ => {
-                    ((*fresh | *had).widened_to(unit_pages).count() - had.widened_to(unit_pages).count())
+                    ((*faulted | *wide | *had).widened_to(unit_pages).count()
+                        - had.widened_to(unit_pages).count())
                         / unit_pages
                 }
             };
@@ -273,25 +267,22 @@ impl Engine {
         let state = self.blocks.get_mut(block);
         let pages = *pages & *state.resident;
         let left = *state.resident - pages;
-        self.metrics.evicted_pages += count(&pages);
-        if state.some_dirty {
-            self.metrics.evicted_dirty_pages += count(&(pages & state.dirty));
-        }
         state.evictions += 1;
         state.evicted |= pages;
         state.evicted_at = evictions;
         let freed = freed_pages(self.unit.pages(), &state.resident, &left);
         self.free_pages += freed;
-        self.leave(block, &pages);
+        let left = self.leave(block, &pages);
+        self.metrics.evicted_pages += left.pages;
+        self.metrics.evicted_dirty_pages += left.dirty_pages;
         self.residency.moved(block, &pages, Proc::Cpu, Cause::Eviction, self.now_ns);
     }
 
     /// Takes pages to system memory for the CPU's sake.
     pub(super) fn send_home(&mut self, block: u32, pages: &PageMask, cause: Cause) {
         let pages = *pages & *self.blocks.get(block).resident;
-        self.metrics.homecoming_pages += count(&pages);
         self.release(block, &pages);
-        self.leave(block, &pages);
+        self.metrics.homecoming_pages += self.leave(block, &pages).pages;
         self.residency.moved(block, &pages, Proc::Cpu, cause, self.now_ns);
     }
 
@@ -316,24 +307,13 @@ impl Engine {
     }
 
     /// Copies pages out and enters that they are in system memory.
-    fn leave(&mut self, block: u32, pages: &PageMask) {
-        let state = self.blocks.get_mut(block);
-        let mut copied = *pages;
-        self.metrics.prefetch_wasted += count(&(*pages & state.unused));
-        *state.resident -= *pages;
-        state.unused -= *pages;
-        if state.some_dirty {
-            state.dirty -= *pages;
-            state.some_dirty = !state.dirty.is_empty();
-        }
-        if state.some_shared {
-            copied -= state.duplicated;
-            state.duplicated -= *pages;
-        }
-        let (runs, bytes) = (run_count(&copied), count(&copied) * PAGE_BYTES);
-        self.metrics.copies_out += runs;
+    fn leave(&mut self, block: u32, pages: &PageMask) -> words::Left {
+        let left = words::leave(self.blocks.get_mut(block), pages);
+        self.metrics.prefetch_wasted += left.unused_pages;
+        self.metrics.copies_out += left.copy_runs;
         self.spend(Phase::Map, self.cost.map_ns);
-        self.spend(Phase::CopyOut, self.cost.copy_out(runs, bytes));
+        self.spend(Phase::CopyOut, self.cost.copy_out(left.copy_runs, left.copy_pages * PAGE_BYTES));
+        left
     }
 
     /// Mappings in system memory whose time is over.
@@ -370,26 +350,6 @@ fn freed_pages(unit: usize, had: &PageMask, left: &PageMask) -> u64 {
         unit => mask.widened_to(unit).count(),
     };
     (held(had) - held(left)) as u64
-}
-
-/// How many pages a mask has. Most masks of a service are empty but for a word, and the processors for which this
-/// program is built count bits word by word and slowly.
-#[inline]
-pub(super) fn count(mask: &PageMask) -> u64 {
-    mask.words().iter().filter(|word| **word != 0).map(|word| u64::from(word.count_ones())).sum()
-}
-
-/// How many contiguous runs a mask has.
-#[inline]
-pub(super) fn run_count(mask: &PageMask) -> u64 {
-    let (mut before, mut runs) = (0, 0);
-    for word in mask.words() {
-        if *word != 0 {
-            runs += u64::from((word & !(word << 1 | before)).count_ones());
-        }
-        before = word >> 63;
-    }
-    runs
 }
 
 /// How many aligned 64 KiB a mask touches.

@@ -154,6 +154,10 @@ pub fn tree_hint(
 #[inline]
 fn largest(counts: &Counts, leaf: usize, leaves: usize, threshold: u32) -> Option<Range<usize>> {
     let mut size = leaves.next_power_of_two();
+    // All that is set is not enough for the larger ones.
+    while size > PAGES_PER_SLOT_64K && size <= leaves && counts.all() * 100 <= size as u32 * threshold {
+        size /= 2;
+    }
     while size > 0 {
         let start = leaf & !(size - 1);
         let end = (start + size).min(leaves);
@@ -181,6 +185,11 @@ impl<'a> Counts<'a> {
             before[at + 1] = before[at] + here;
         }
         Self { words, before }
+    }
+
+    #[inline]
+    fn all(&self) -> u32 {
+        self.before[MASK_WORDS]
     }
 
     #[inline]
