@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::output::{Ending, Output, OutputError, end};
 use crate::policy::catalogue::{self, NameError};
 use crate::progress::Progress;
-use crate::replay::{Engine, Future, Limits, PROFILES, Profile, SetupError, profile_named};
+use crate::replay::{Engine, Future, FutureError, Limits, PROFILES, Profile, SetupError, profile_named};
 use crate::result::{COMMIT, Outcome, Row, metrics};
 use crate::size::Amount;
 use crate::trace::{EventKind, Footprint, TraceError, TraceKind, TraceReader};
@@ -66,6 +66,8 @@ enum ReplayError {
     Kind(&'static str, PathBuf, TraceKind),
     #[error("there is no profile {0:?}; the profiles are {names}", names = profile_names())]
     Profile(String),
+    #[error(transparent)]
+    Future(#[from] FutureError),
     #[error(transparent)]
     Output(#[from] OutputError),
     #[error("the result is not JSON: {0}")]
@@ -134,7 +136,11 @@ fn replay(options: &Options) -> Result<(), ReplayError> {
     let mut engines = Vec::new();
     for plan in &sets {
         let set = plan.build(options.seed, future.as_ref());
-        engines.push(Engine::new(set, profile.cost, limits)?);
+        let mut engine = Engine::new(set, profile.cost, limits)?;
+        if let Some(future) = &future {
+            engine.expect(future);
+        }
+        engines.push(engine);
     }
     progress.begin("replay", reader.len());
     let mut events = Vec::new();
@@ -198,7 +204,7 @@ fn look_ahead(
             }
         }
         if let Some(future) = &mut future {
-            future.feed(&events);
+            future.feed(&events)?;
         }
         progress.add(events.len() as u64);
     }

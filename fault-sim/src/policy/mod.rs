@@ -62,6 +62,8 @@ pub struct Demand<'a> {
 pub trait Prefetcher {
     /// Pages of the same block. What faulted, is there already or is not mapped is ignored.
     fn widen(&mut self, demand: &Demand<'_>) -> PageMask;
+    /// The program unmapped pages of a block.
+    fn unmapped(&mut self, _block: u32, _pages: &PageMask) {}
 }
 
 /// How a unit came to the device.
@@ -181,12 +183,21 @@ pub trait Residency {
         false
     }
     /// Pages were moved.
-    fn moved(&mut self, _block: u32, _pages: &PageMask, _to: Proc, _cause: Cause, _now_ns: u64) {}
+    fn moved(
+        &mut self,
+        _block: u32,
+        _state: &Block,
+        _pages: &PageMask,
+        _to: Proc,
+        _cause: Cause,
+        _now_ns: u64,
+    ) {
+    }
     /// The program unmapped pages.
     fn unmapped(&mut self, _block: u32, _pages: &PageMask) {}
-    /// The device touched a page that it has mapped in system memory. `true`: it shall move now.
-    fn remote_touch(&mut self, _fault: &FaultView<'_>) -> bool {
-        false
+    /// The device touched a page that it has mapped in system memory. The answer shall move to the device now.
+    fn remote_touch(&mut self, _fault: &FaultView<'_>) -> PageMask {
+        PageMask::EMPTY
     }
     /// Pages that thrash, which prefetchers leave alone.
     fn thrashing(&self, _block: u32) -> Option<&PageMask> {

@@ -131,13 +131,15 @@ pub struct Blocks {
     map: BlockMap,
     all: Vec<Block>,
     data_on_cpu: bool,
+    /// Position in the trace of the latest event.
+    pub(super) position: u64,
 }
 
 impl Blocks {
     /// None yet. `data_on_cpu`: every page has contents in system memory from the start; otherwise the first touch
     /// makes it.
     pub fn new(data_on_cpu: bool) -> Self {
-        Self { map: BlockMap::default(), all: Vec::new(), data_on_cpu }
+        Self { map: BlockMap::default(), all: Vec::new(), data_on_cpu, position: 0 }
     }
 
     /// The number of the block that holds a page (address / 4096).
@@ -172,6 +174,12 @@ impl Blocks {
     #[inline]
     pub fn get_mut(&mut self, block: u32) -> &mut Block {
         &mut self.all[block as usize]
+    }
+
+    /// Position in the trace of the latest event, counted from 1.
+    #[inline]
+    pub fn position(&self) -> u64 {
+        self.position
     }
 
     /// How many there are.

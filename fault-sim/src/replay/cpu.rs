@@ -89,7 +89,7 @@ impl Engine {
             untouched: state.exists.is_empty(),
             region: state.region(),
             one_destination: true,
-            position: self.position,
+            position: self.blocks.position,
         };
         let pages = (self.prefetch.widen(&demand) | faulted) & *self.blocks.get(block).resident;
         self.send_home(block, &pages, Cause::Fault);
@@ -116,6 +116,7 @@ impl Engine {
             }
             state.all_exist = state.exists.is_full();
             this.residency.unmapped(block, &pages);
+            this.prefetch.unmapped(block, &pages);
         });
     }
 

@@ -3,7 +3,7 @@ use granule::units::{PAGE_BYTES, PAGES_PER_BLOCK, PageIndex, PageMask};
 use thiserror::Error;
 
 use super::cost::Phase;
-use super::{Block, Blocks, Cost, Metrics};
+use super::{Block, Blocks, Cost, Future, Metrics};
 use crate::policy::catalogue::Set;
 use crate::policy::{Batch, Batching, Eviction, Prefetcher, RawFault, Replay, Residency, unit_of};
 use crate::trace::{Access, Event, EventKind};
@@ -59,8 +59,6 @@ pub struct Engine {
     /// Pages of device memory that no unit has.
     pub(super) free_pages: u64,
     pub(super) metrics: Metrics,
-    /// Position in the trace of the latest event.
-    pub(super) position: u64,
     /// The device's clock, and how far it is behind the trace's.
     pub(super) device_ns: u64,
     pub(super) shift_ns: u64,
@@ -110,7 +108,6 @@ impl Engine {
             cost,
             free_pages: pages,
             metrics: Metrics::default(),
-            position: 0,
             device_ns: 0,
             shift_ns: 0,
             latest_ns: 0,
@@ -125,6 +122,13 @@ impl Engine {
             batches_in_service: 0,
             touched: 0,
         })
+    }
+
+    /// Numbers blocks in the order in which a future numbers them. Must come before the first event.
+    pub fn expect(&mut self, future: &Future) {
+        future.first_pages().for_each(|page| {
+            self.blocks.number(page);
+        });
     }
 
     /// Plays these events, which follow those of the last call.
@@ -148,7 +152,7 @@ impl Engine {
     #[inline]
     fn event(&mut self, event: &Event, block: u32) {
         self.metrics.events += 1;
-        self.position += 1;
+        self.blocks.position += 1;
         if event.time_ns < self.latest_ns {
             self.metrics.time_backwards += 1;
         }
@@ -186,7 +190,7 @@ impl Engine {
                     state.some_dirty = true;
                 }
                 if self.sees_hits {
-                    self.eviction.hit(unit_of(self.unit, block, page), self.position);
+                    self.eviction.hit(unit_of(self.unit, block, page), self.blocks.position);
                 }
                 return;
             }

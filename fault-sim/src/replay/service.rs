@@ -110,7 +110,7 @@ impl Engine {
             untouched: state.exists.is_empty(),
             region: region.clone(),
             one_destination,
-            position: self.position,
+            position: self.blocks.position,
         };
         let mut wide = self.prefetch.widen(&demand);
         if region.len() < PAGES_PER_BLOCK {
@@ -157,8 +157,9 @@ impl Engine {
         }
         self.spend(Phase::Map, self.cost.map_ns);
         self.brought(block, &had, &done.fresh, &faulted, region.len() == PAGES_PER_BLOCK);
-        self.residency.moved(block, &done.fresh, Proc::Device, cause, self.now_ns);
-        self.blocks.get_mut(block).ready_ns = self.now_ns;
+        let state = self.blocks.get_mut(block);
+        state.ready_ns = self.now_ns;
+        self.residency.moved(block, state, &done.fresh, Proc::Device, cause, self.now_ns);
     }
 
     /// Tells the eviction policy which units have come.
@@ -171,7 +172,7 @@ impl Engine {
         demanded: &PageMask,
         whole_block: bool,
     ) {
-        let position = self.position;
+        let position = self.blocks.position;
         let per_block = units_per_block(self.unit);
         if per_block == 1 {
             let fresh = had.is_empty();
@@ -275,7 +276,8 @@ impl Engine {
         let left = self.leave(block, &pages);
         self.metrics.evicted_pages += left.pages;
         self.metrics.evicted_dirty_pages += left.dirty_pages;
-        self.residency.moved(block, &pages, Proc::Cpu, Cause::Eviction, self.now_ns);
+        let state = self.blocks.get(block);
+        self.residency.moved(block, state, &pages, Proc::Cpu, Cause::Eviction, self.now_ns);
     }
 
     /// Takes pages to system memory for the CPU's sake.
@@ -283,7 +285,8 @@ impl Engine {
         let pages = *pages & *self.blocks.get(block).resident;
         self.release(block, &pages);
         self.metrics.homecoming_pages += self.leave(block, &pages).pages;
-        self.residency.moved(block, &pages, Proc::Cpu, cause, self.now_ns);
+        let state = self.blocks.get(block);
+        self.residency.moved(block, state, &pages, Proc::Cpu, cause, self.now_ns);
     }
 
     /// Gives device memory back whose pages leave by another hand than the eviction policy's. The pages are still
@@ -329,12 +332,12 @@ impl Engine {
         let now_ns = self.device_ns;
         let state = self.blocks.get(block);
         let view = FaultView { by: Proc::Device, block, page, access, now_ns, state };
-        if self.residency.remote_touch(&view) {
-            let index = PageIndex(page as u16);
-            let to_device = PageMask::of(index);
-            let written = if access.writes() { to_device } else { PageMask::EMPTY };
+        let to_device = self.residency.remote_touch(&view) & state.linked;
+        if !to_device.is_empty() {
+            let touched = PageMask::of(PageIndex(page as u16));
+            let written = if access.writes() { touched & to_device } else { PageMask::EMPTY };
             let decided = Decided { to_device, written, ..Decided::default() };
-            self.now_ns = self.now_ns.max(self.device_ns).max(self.driver_free_ns);
+            self.now_ns = self.device_ns.max(self.driver_free_ns);
             self.blocks.get_mut(block).linked -= to_device;
             self.bring(block, &decided, true, Cause::AccessCounter);
             self.driver_free_ns = self.now_ns;

@@ -12,7 +12,6 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    #[cfg(test)]
     pub(super) fn contains(&self, unit: u32) -> bool {
         self.stamps.get(unit as usize).is_some_and(|stamp| *stamp != 0)
     }
@@ -75,13 +74,26 @@ impl Queue {
         None
     }
 
+    /// Its first member.
+    pub(super) fn first(&self) -> Option<u32> {
+        self.iter().next()
+    }
+
+    /// Its last member.
+    pub(super) fn last(&self) -> Option<u32> {
+        self.order
+            .iter()
+            .rev()
+            .find(|(unit, stamp)| self.stamps[*unit as usize] == *stamp)
+            .map(|(unit, _)| *unit)
+    }
+
     /// Units near the first end, some of which may not be members any more.
     pub(super) fn near_first(&self, count: usize) -> impl Iterator<Item = u32> + '_ {
         self.order.iter().take(count).map(|(unit, _)| *unit)
     }
 
     /// Its members from the first on.
-    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.order.iter().filter(|(unit, stamp)| self.stamps[*unit as usize] == *stamp).map(|(unit, _)| *unit)
     }
