@@ -55,8 +55,14 @@ enum Command {
     Run(run::Options),
     /// Makes a trace from a pattern and a seed.
     Gen(commands::r#gen::Options),
-    /// Plays a trace under several policies and compares them.
+    /// Says what is in a trace.
+    Inspect(commands::inspect::Options),
+    /// Plays a trace under several policies, side by side.
     Replay(commands::replay::Options),
+    /// Two results, number by number.
+    Compare(commands::compare::Options),
+    /// Policies, profiles and patterns by name.
+    List(commands::list::Options),
 }
 
 /// Runs the program on its arguments (the first is its name).
@@ -64,7 +70,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(arguments) {
         Ok(Cli { command: Command::Run(options) }) => run::main(&options),
         Ok(Cli { command: Command::Gen(options) }) => commands::r#gen::main(&options),
+        Ok(Cli { command: Command::Inspect(options) }) => commands::inspect::main(&options),
         Ok(Cli { command: Command::Replay(options) }) => commands::replay::main(&options),
+        Ok(Cli { command: Command::Compare(options) }) => commands::compare::main(&options),
+        Ok(Cli { command: Command::List(options) }) => commands::list::main(&options),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             print!("{error}");
             ExitCode::SUCCESS

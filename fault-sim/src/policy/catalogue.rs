@@ -14,7 +14,7 @@ use crate::trace::{Metadata, TraceKind};
 use super::parts::{PARTS, PRESETS};
 
 /// What `replay` compares where nothing else is asked for.
-pub const MAIN: &str = "nvidia,granule,lru-4k,lru-2m";
+pub const MAIN: &str = "nvidia,gpusvm,amd,granule,on-demand-4k,lru-2m";
 
 /// One policy of each kind.
 pub struct Set {

@@ -50,8 +50,8 @@ pub struct Demand<'a> {
     pub region: Range<usize>,
     /// The preferred location.
     pub preferred: Option<Proc>,
-    /// No page of the block has contents anywhere yet.
-    pub untouched: bool,
+    /// The pages that have contents, there or elsewhere.
+    pub exists: &'a PageMask,
     /// All faults of this service go to one destination.
     pub one_destination: bool,
     /// Position in the trace of the latest event.

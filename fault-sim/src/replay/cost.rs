@@ -26,10 +26,12 @@ pub enum Phase {
     Replay,
     /// Letting a side wait on purpose.
     Throttle,
+    /// Faults of the CPU, beside their copies.
+    CpuFault,
 }
 
 /// How many phases there are.
-pub const PHASES: usize = Phase::Throttle as usize + 1;
+pub const PHASES: usize = Phase::CpuFault as usize + 1;
 
 /// Their names in output, in the order of [`Phase`].
 pub const PHASE_NAMES: [&str; PHASES] = [
@@ -45,6 +47,7 @@ pub const PHASE_NAMES: [&str; PHASES] = [
     "map",
     "replay",
     "throttle",
+    "cpu_fault",
 ];
 
 /// What things cost. All times in nanoseconds.

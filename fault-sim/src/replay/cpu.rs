@@ -13,6 +13,7 @@ impl Engine {
         let block = self.blocks.number(event.page);
         let page = event.page as usize % PAGES_PER_BLOCK;
         let index = PageIndex(page as u16);
+        self.settle(block);
         let begun = self.device_ns;
         loop {
             self.now_ns = self.device_ns;
@@ -66,7 +67,7 @@ impl Engine {
 
     fn pay_cpu_fault(&mut self, begun: u64, runs: u64, bytes: u64) {
         self.spend(Phase::CopyOut, self.cost.copy_out(runs, bytes));
-        self.spend(Phase::Unmap, self.cost.cpu_fault_ns);
+        self.spend(Phase::CpuFault, self.cost.cpu_fault_ns);
         self.hold_device_until(self.now_ns);
         self.metrics.cpu_latency.add(self.device_ns - begun);
     }
@@ -86,7 +87,7 @@ impl Engine {
             resident: &on_cpu,
             thrashing: self.residency.thrashing(block),
             preferred: state.preferred,
-            untouched: state.exists.is_empty(),
+            exists: &state.exists,
             region: state.region(),
             one_destination: true,
             position: self.blocks.position,
@@ -98,6 +99,7 @@ impl Engine {
     /// The program unmaps pages: their contents are gone.
     pub(super) fn unmap(&mut self, event: &Event) {
         self.each_block(event, false, |this, block, pages| {
+            this.settle(block);
             this.metrics.unmapped_pages += (*this.blocks.get(block).resident & pages).count() as u64;
             let there = *this.blocks.get(block).resident & pages;
             this.release(block, &there);

@@ -224,6 +224,15 @@ impl Engine {
         }
     }
 
+    /// Serves what the device asked of a block before the CPU touches or unmaps something there: what happens in a trace
+    /// happens in its order.
+    pub(super) fn settle(&mut self, block: u32) {
+        while self.buffer.iter().any(|fault| fault.block == block) {
+            self.serve();
+            self.hold_device_until(self.driver_free_ns);
+        }
+    }
+
     /// The device does nothing before this time; all later events are that much later.
     pub(super) fn hold_device_until(&mut self, until_ns: u64) {
         if until_ns > self.device_ns {

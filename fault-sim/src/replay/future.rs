@@ -67,10 +67,15 @@ impl Future {
                     }
                 }
                 EventKind::Unmap => {
-                    for page in event.page..event.page + u64::from(event.pages) {
+                    let (mut page, end) = (event.page, event.page + u64::from(event.pages));
+                    while page < end {
+                        let next = end.min((page / PAGES_PER_BLOCK as u64 + 1) * PAGES_PER_BLOCK as u64);
                         if let Some(block) = self.map.get(page / PAGES_PER_BLOCK as u64) {
-                            self.enter(block, page, position, false)?;
+                            for page in page..next {
+                                self.enter(block, page, position, false)?;
+                            }
                         }
+                        page = next;
                     }
                 }
                 EventKind::Migration | EventKind::Advice | EventKind::Map => {}

@@ -17,7 +17,8 @@
 //! 3. The device goes on meanwhile, until `outstanding` faults are open; then it stands still until the replay.
 //! 4. Pages are the device's from the start of the batch that brings them; who touches a prefetched page before that
 //!    batch's end is counted as late.
-//! 5. Time that goes backwards in a trace is held at the latest time seen, and counted.
+//! 5. What the CPU does to a block waits until the faults before it there have been served, and the trace waits with it.
+//! 6. Time that goes backwards in a trace is held at the latest time seen, and counted.
 //!
 //! # Rules
 //! 1. The same trace, policies, profile and seed give the same result, byte for byte.

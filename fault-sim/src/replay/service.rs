@@ -107,7 +107,7 @@ impl Engine {
             resident: &state.resident,
             thrashing: self.residency.thrashing(block),
             preferred: state.preferred,
-            untouched: state.exists.is_empty(),
+            exists: &state.exists,
             region: region.clone(),
             one_destination,
             position: self.blocks.position,

@@ -8,13 +8,11 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// One fault at a time, and the device goes on after each: Intel's worker, and the batching under which Bélády's
+    /// One fault at a time, and the device goes on after each: Intel's worker, AMD's, and the batching under which Bélády's
     /// bound holds.
     pub const SERIAL: Self = Self { entries: 1, replay: Replay::EachBatch };
     /// What this library's device thread does: up to 256 entries, grouped by block, the device goes on after all.
     pub const GRANULE: Self = Self { entries: 256, replay: Replay::EachBatch };
-    /// AMD's: one entry after the other out of a ring, each answered by itself.
-    pub const AMD: Self = Self { entries: 1, replay: Replay::EachBatch };
 }
 
 impl Batching for Plain {

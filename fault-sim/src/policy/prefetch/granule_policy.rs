@@ -1,4 +1,4 @@
-use granule::policy::{DeviceFaultView, MigrateOnFault, Policy};
+use granule::policy::{DeviceFaultView, Granularity, MigrateOnFault, Policy};
 use granule::units::{BlockNo, DeviceId, PAGES_PER_BLOCK, PageMask};
 
 use super::super::{Demand, Prefetcher};
@@ -7,6 +7,13 @@ use crate::replay::Proc;
 /// The very object that the live service asks, asked with the same view.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GranulePolicy(pub MigrateOnFault);
+
+impl GranulePolicy {
+    /// With this unit.
+    pub fn of(granularity: Granularity) -> Self {
+        Self(MigrateOnFault { granularity })
+    }
+}
 
 impl Prefetcher for GranulePolicy {
     fn widen(&mut self, demand: &Demand<'_>) -> PageMask {

@@ -61,7 +61,7 @@ impl Prefetcher for NvidiaTree {
             return PageMask::EMPTY;
         }
         let enough = self.enough_faults(demand);
-        let all = if demand.untouched && demand.preferred == Some(demand.to) {
+        let all = if demand.preferred == Some(demand.to) && demand.exists.is_empty() {
             PageMask::of_range(demand.region.clone())
         } else if demand.preferred.is_none_or(|preferred| preferred == demand.to) {
             self.tree(demand)
