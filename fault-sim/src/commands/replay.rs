@@ -15,7 +15,9 @@ use thiserror::Error;
 use crate::output::{Ending, Output, OutputError, end};
 use crate::policy::catalogue::{self, NameError};
 use crate::progress::Progress;
-use crate::replay::{Engine, Future, FutureError, Limits, PROFILES, Profile, SetupError, profile_named};
+use crate::replay::{
+    Engine, Future, FutureError, LEAST_BYTES, Limits, PROFILES, Profile, SetupError, profile_named,
+};
 use crate::result::{COMMIT, Outcome, Row, metrics};
 use crate::size::Amount;
 use crate::trace::{EventKind, Footprint, TraceError, TraceKind, TraceReader};
@@ -28,7 +30,7 @@ pub struct Options {
     /// Policies, comma separated; `fault-sim list policies` names them.
     #[arg(long, value_delimiter = ',', default_value = catalogue::MAIN)]
     pub policy: Vec<String>,
-    /// Device memory: 64MiB, a number of bytes, or a share of the trace's distinct pages.
+    /// Device memory: 64MiB, a number of bytes, or a share of the trace's distinct pages (4MiB at least).
     #[arg(long, default_value = "50%")]
     pub device_memory: Amount,
     /// What things cost; `fault-sim list profiles` names the profiles [default: the one nearest to the trace's origin].
@@ -126,7 +128,11 @@ fn replay(options: &Options) -> Result<(), ReplayError> {
         Some(summary) if !wants_future => (summary.footprint_pages, None),
         _ => look_ahead(&mut reader, wants_future, &progress)?,
     };
-    let device_bytes = options.device_memory.of(footprint_pages * PAGE_BYTES);
+    let device_bytes = match options.device_memory {
+        Amount::Bytes(size) => size.0,
+        // A share of a small trace may be less than any device has.
+        share => share.of(footprint_pages * PAGE_BYTES).max(LEAST_BYTES),
+    };
     let limits = Limits {
         outstanding: options.outstanding,
         data_on_cpu: !options.untouched,

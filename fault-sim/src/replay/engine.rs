@@ -12,6 +12,8 @@ use crate::trace::{Access, Event, EventKind};
 const AHEAD: usize = 32;
 /// The least device memory: two blocks, so that one can be filled while another one leaves.
 const LEAST_PAGES: u64 = 2 * PAGES_PER_BLOCK as u64;
+/// The same in bytes.
+pub const LEAST_BYTES: u64 = LEAST_PAGES * PAGE_BYTES;
 
 /// The device and the driver of one replay, beside its policies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

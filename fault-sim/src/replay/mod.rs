@@ -38,7 +38,7 @@ mod words;
 
 pub use blocks::{Block, Blocks, Proc};
 pub use cost::{Cost, PHASE_NAMES, Phase};
-pub use engine::{Engine, Limits, SetupError};
+pub use engine::{Engine, LEAST_BYTES, Limits, SetupError};
 pub use future::{Future, FutureError, NEVER, Schedule};
 pub use histogram::Histogram;
 pub use metrics::Metrics;
