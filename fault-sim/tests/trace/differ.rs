@@ -197,6 +197,12 @@ fn advised(advice: Advice, events: Vec<Event>) -> Vec<Event> {
     [vec![map(0, 0, 512), advice], events].concat()
 }
 
+/// Pages that came, pages that were mapped where they are, CPU faults, throttles.
+type Residence = (u64, u64, u64, u64);
+
+/// Entries read, entries merged on arrival, batches, replays.
+type Read = (u64, u64, u64, u64);
+
 /// Writes of one page, by the device and the CPU by turns, at these microseconds.
 fn bounced(times_us: &[u64]) -> Vec<Event> {
     let event = |(at, us): (usize, &u64)| match at % 2 {
@@ -226,8 +232,7 @@ fn residencies() {
         // The vote at 50 us makes the lapse as written 562.5 us long, so that 520 us later the page still thrashes.
         bounced(&[0, 10, 20, 30, 40, 50, 570, 580]),
     ];
-    // Pages that came, pages that were mapped where they are, CPU faults, throttles.
-    let by_hand: [(&str, [(u64, u64, u64, u64); 7]); 9] = [
+    let by_hand: [(&str, [Residence; 7]); 9] = [
         (
             "first-touch",
             [
@@ -378,8 +383,7 @@ fn batchings() {
     // 256 pages, and 44 of them again while the buffer is full.
     let flushed: Vec<_> = (0..256).map(|page| (0, page)).chain((0..44).map(|page| (1, page))).collect();
     let traces = [merged, at_once(&flushed)];
-    // Entries read, entries merged on arrival, batches, replays.
-    let by_hand: [(&str, [(u64, u64, u64, u64); 2]); 6] = [
+    let by_hand: [(&str, [Read; 2]); 6] = [
         // The first fault is served before the next touch, which hits.
         ("serial", [(2, 0, 2, 2), (256, 0, 256, 256)]),
         ("batch-nvidia", [(4, 2, 1, 1), (256, 0, 1, 1)]),
