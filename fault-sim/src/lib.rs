@@ -1,13 +1,18 @@
-//! `fault-sim`: runs the library's main job and prints what happened, verified.
+//! `fault-sim`: runs the library's main job and prints what happened, verified; makes traces and replays them under
+//! policies.
 //!
 //! | module | is |
 //! |---|---|
 //! | [`commands`] | one file per sub-command: its options, its checks, what it does |
-//! | [`workload`] | one file per workload: its data, its kernel, its expected values |
+//! | [`workload`] | one file per workload of `run`: its data, its kernel, its expected values |
 //! | [`alloc`] | where a workload's memory comes from |
-//! | [`size`], [`memory`] | sizes as people write them; how much memory there is |
+//! | [`trace`] | events in a Parquet file |
+//! | [`pattern`] | traces from a seed |
+//! | [`policy`] | what vendors, papers and this library decide, one file each |
+//! | [`replay`] | a trace through policies, in virtual time |
+//! | [`report`], [`result`] | what `run` and `replay` print: a table, one JSON object, CSV |
+//! | [`size`], [`memory`], [`output`] | sizes as people write them; how much memory there is; where results go |
 //! | [`split`], [`seed`], [`progress`] | sharing work out, values from a seed, a bar on a terminal |
-//! | [`report`] | what is printed: a table, or one JSON object |
 //!
 //! # Exit status
 //! 0: what was asked for was done, and the result is right. 1: the result is wrong or the run failed. 2: refused
