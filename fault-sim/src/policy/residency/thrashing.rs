@@ -115,17 +115,36 @@ impl Page {
     }
 }
 
+/// What every migration to a block needs to know, in 24 bytes: most blocks never have more.
 #[derive(Clone, Default, Debug)]
 struct BlockState {
-    pages: Option<Box<[Page]>>,
-    last_proc: Option<Proc>,
     last_ns: u64,
-    last_thrash_ns: u64,
+    detail: Option<Box<Detail>>,
+    last_proc: Option<Proc>,
     resets: u8,
+}
+
+/// What is kept of a block once pages went back and forth there.
+#[derive(Clone, Debug)]
+struct Detail {
+    pages: [Page; PAGES_PER_BLOCK],
+    last_thrash_ns: u64,
     thrashing: PageMask,
     pinned: PageMask,
     /// Only ever grows: after the first pin a block is not reset by epoch any more, as in the driver.
     pinned_count: u32,
+}
+
+impl Default for Detail {
+    fn default() -> Self {
+        Self {
+            pages: [Page::default(); PAGES_PER_BLOCK],
+            last_thrash_ns: 0,
+            thrashing: PageMask::EMPTY,
+            pinned: PageMask::EMPTY,
+            pinned_count: 0,
+        }
+    }
 }
 
 /// What is known of all blocks.
@@ -154,12 +173,12 @@ impl Thrashing {
 
     /// Whether no fault on this block can be answered with anything but [`Hint::None`].
     pub fn is_quiet(&self, block: u32) -> bool {
-        self.blocks.get(block as usize).is_none_or(|state| state.pages.is_none())
+        self.blocks.get(block as usize).is_none_or(|state| state.detail.is_none())
     }
 
     /// Pages that thrash, if any does.
     pub fn mask(&self, block: u32) -> Option<&PageMask> {
-        let mask = &self.blocks.get(block as usize)?.thrashing;
+        let mask = &self.blocks.get(block as usize)?.detail.as_ref()?.thrashing;
         (!mask.is_empty()).then_some(mask)
     }
 
@@ -178,43 +197,22 @@ impl Thrashing {
         }
         let (lapse_ns, threshold) = (self.lapse.ns(), self.options.threshold);
         let state = self.block(block);
-        if duplicates {
-            state.reset_pages(&(*pages & state.thrashing));
-            return;
-        }
-        if state.pinned.covers(pages) && !pages.is_empty() {
-            return;
-        }
-        if state.pages.is_none() {
+        let Some(detail) = &mut state.detail else {
             let bounced = state.last_ns != 0
                 && state.last_proc != Some(to)
                 && now_ns.saturating_sub(state.last_ns) <= lapse_ns;
-            if !bounced {
+            if bounced && !duplicates {
+                let detail = state.detail.insert(Box::default());
+                detail.moved(pages, to, lapse_ns, threshold, now_ns);
+            } else if !duplicates {
                 (state.last_ns, state.last_proc) = (now_ns.max(1), Some(to));
-                return;
             }
-            state.pages = Some(vec![Page::default(); PAGES_PER_BLOCK].into());
-        }
-        let Some(all) = &mut state.pages else { return };
-        for index in pages.pages() {
-            let page = &mut all[usize::from(index.0)];
-            page.procs.add(to);
-            let before = std::mem::replace(&mut page.last_ns, (now_ns & !LOW_BITS).max(LOW_BITS + 1));
-            if before == 0 {
-                continue;
-            }
-            if now_ns.saturating_sub(before) <= lapse_ns {
-                page.events = (page.events + 1).min(MOST_EVENTS);
-                if page.events == threshold {
-                    state.thrashing.insert(index);
-                }
-                if page.events >= threshold {
-                    state.last_thrash_ns = now_ns;
-                }
-            } else if page.events >= threshold && page.pinned.is_none() {
-                page.reset();
-                state.thrashing -= PageMask::of(index);
-            }
+            return;
+        };
+        if duplicates {
+            detail.reset_pages(&(*pages & detail.thrashing));
+        } else if !detail.pinned.covers(pages) {
+            detail.moved(pages, to, lapse_ns, threshold, now_ns);
         }
     }
 
@@ -225,17 +223,17 @@ impl Thrashing {
         }
         let options = self.options;
         let state = &mut self.blocks[block as usize];
+        let Some(detail) = &mut state.detail else { return Hint::None };
         let epoch_ns = options.epoch * options.lapse_ns;
-        if state.last_thrash_ns != 0
-            && now_ns.saturating_sub(state.last_thrash_ns) > epoch_ns
-            && state.pinned_count == 0
+        if detail.last_thrash_ns != 0
+            && now_ns.saturating_sub(detail.last_thrash_ns) > epoch_ns
+            && detail.pinned_count == 0
             && state.resets < options.max_resets
         {
             *state = BlockState { resets: state.resets + 1, ..BlockState::default() };
             return Hint::None;
         }
-        let Some(pages) = &mut state.pages else { return Hint::None };
-        let page = &mut pages[index];
+        let page = &mut detail.pages[index];
         if page.events < options.threshold {
             return Hint::None;
         }
@@ -272,8 +270,8 @@ impl Thrashing {
             Hint::Pin(place) => {
                 (page.throttled, page.throttle_count) = (Procs::default(), 0);
                 if page.pinned.is_none() {
-                    state.pinned_count += 1;
-                    state.pinned.insert(PageIndex(index as u16));
+                    detail.pinned_count += 1;
+                    detail.pinned.insert(PageIndex(index as u16));
                     page.pinned_ns = now_ns.max(1);
                     if options.pin > 0 {
                         let ends = now_ns + options.pin * options.lapse_ns + TIMER_SLACK_NS;
@@ -289,12 +287,11 @@ impl Thrashing {
     /// The next page whose pin has ended by now; it is forgotten.
     pub fn unpinned(&mut self, now_ns: u64) -> Option<(u32, PageMask)> {
         while let Some((_, block, index, pinned_ns)) = self.next_pin_to_end(now_ns) {
-            let state = &mut self.blocks[block as usize];
-            let Some(pages) = &state.pages else { continue };
-            let page = &pages[usize::from(index)];
+            let Some(detail) = &mut self.blocks[block as usize].detail else { continue };
+            let page = &detail.pages[usize::from(index)];
             if page.pinned.is_some() && page.pinned_ns == pinned_ns {
                 let mask = PageMask::of(PageIndex(index));
-                state.reset_pages(&mask);
+                detail.reset_pages(&mask);
                 return Some((block, mask));
             }
         }
@@ -308,17 +305,38 @@ impl Thrashing {
 
     /// The program unmapped pages.
     pub fn unmapped(&mut self, block: u32, pages: &PageMask) {
-        if let Some(state) = self.blocks.get_mut(block as usize) {
-            state.reset_pages(pages);
+        if let Some(detail) = self.blocks.get_mut(block as usize).and_then(|state| state.detail.as_mut()) {
+            detail.reset_pages(pages);
         }
     }
 }
 
-impl BlockState {
-    fn reset_pages(&mut self, mask: &PageMask) {
-        if let Some(pages) = &mut self.pages {
-            mask.pages().for_each(|index| pages[usize::from(index.0)].reset());
+impl Detail {
+    fn moved(&mut self, pages: &PageMask, to: Proc, lapse_ns: u64, threshold: u8, now_ns: u64) {
+        for index in pages.pages() {
+            let page = &mut self.pages[usize::from(index.0)];
+            page.procs.add(to);
+            let before = std::mem::replace(&mut page.last_ns, (now_ns & !LOW_BITS).max(LOW_BITS + 1));
+            if before == 0 {
+                continue;
+            }
+            if now_ns.saturating_sub(before) <= lapse_ns {
+                page.events = (page.events + 1).min(MOST_EVENTS);
+                if page.events == threshold {
+                    self.thrashing.insert(index);
+                }
+                if page.events >= threshold {
+                    self.last_thrash_ns = now_ns;
+                }
+            } else if page.events >= threshold && page.pinned.is_none() {
+                page.reset();
+                self.thrashing -= PageMask::of(index);
+            }
         }
+    }
+
+    fn reset_pages(&mut self, mask: &PageMask) {
+        mask.pages().for_each(|index| self.pages[usize::from(index.0)].reset());
         self.thrashing -= *mask;
         self.pinned -= *mask;
     }
