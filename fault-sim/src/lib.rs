@@ -1,13 +1,18 @@
-//! `fault-sim`: runs the library's main job and prints what happened, verified.
+//! `fault-sim`: runs the library's main job and prints what happened, verified; makes traces and replays them under
+//! policies.
 //!
 //! | module | is |
 //! |---|---|
 //! | [`commands`] | one file per sub-command: its options, its checks, what it does |
-//! | [`workload`] | one file per workload: its data, its kernel, its expected values |
+//! | [`workload`] | one file per workload of `run`: its data, its kernel, its expected values |
 //! | [`alloc`] | where a workload's memory comes from |
-//! | [`size`], [`memory`] | sizes as people write them; how much memory there is |
+//! | [`trace`] | events in a Parquet file |
+//! | [`pattern`] | traces from a seed |
+//! | [`policy`] | what vendors, papers and this library decide, one file each |
+//! | [`replay`] | a trace through policies, in virtual time |
+//! | [`report`], [`result`] | what `run` and `replay` print: a table, one JSON object, CSV |
+//! | [`size`], [`memory`], [`output`] | sizes as people write them; how much memory there is; where results go |
 //! | [`split`], [`seed`], [`progress`] | sharing work out, values from a seed, a bar on a terminal |
-//! | [`report`] | what is printed: a table, or one JSON object |
 //!
 //! # Exit status
 //! 0: what was asked for was done, and the result is right. 1: the result is wrong or the run failed. 2: refused
@@ -16,11 +21,17 @@
 pub mod alloc;
 pub mod commands;
 pub mod memory;
+pub mod output;
+pub mod pattern;
+pub mod policy;
 pub mod progress;
+pub mod replay;
 pub mod report;
+pub mod result;
 pub mod seed;
 pub mod size;
 pub mod split;
+pub mod trace;
 pub mod workload;
 
 use std::ffi::OsString;
@@ -47,12 +58,27 @@ struct Cli {
 enum Command {
     /// Runs a workload over ordinary memory on a device, has the CPU check it, and prints what happened.
     Run(run::Options),
+    /// Makes a trace from a pattern and a seed.
+    Gen(commands::r#gen::Options),
+    /// Says what is in a trace.
+    Inspect(commands::inspect::Options),
+    /// Plays a trace under several policies, side by side.
+    Replay(commands::replay::Options),
+    /// Two results, number by number.
+    Compare(commands::compare::Options),
+    /// Policies, profiles and patterns by name.
+    List(commands::list::Options),
 }
 
 /// Runs the program on its arguments (the first is its name).
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(arguments) {
         Ok(Cli { command: Command::Run(options) }) => run::main(&options),
+        Ok(Cli { command: Command::Gen(options) }) => commands::r#gen::main(&options),
+        Ok(Cli { command: Command::Inspect(options) }) => commands::inspect::main(&options),
+        Ok(Cli { command: Command::Replay(options) }) => commands::replay::main(&options),
+        Ok(Cli { command: Command::Compare(options) }) => commands::compare::main(&options),
+        Ok(Cli { command: Command::List(options) }) => commands::list::main(&options),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             print!("{error}");
             ExitCode::SUCCESS

@@ -19,12 +19,20 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// Nothing is shown before something begins.
+    /// Nothing is shown before something begins. The work is bytes.
     pub fn new() -> Self {
+        Self::with("{msg:>8} [{bar:40}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}")
+    }
+
+    /// As [`Progress::new`], for work that is counted in events.
+    pub fn of_events() -> Self {
+        Self::with("{msg:>8} [{bar:40}] {human_pos}/{human_len} events, {per_sec}")
+    }
+
+    fn with(style: &str) -> Self {
         let shown = std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(0), target);
-        let style = "{msg:>8} [{bar:40}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}";
         // A template that indicatif refuses leaves its own style in place.
         let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
         Self { bar: bar.with_style(style), shown }

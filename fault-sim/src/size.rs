@@ -48,9 +48,89 @@ impl fmt::Display for Size {
     }
 }
 
+/// A size, or a share of something that is known later.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Amount {
+    /// So many bytes.
+    Bytes(Size),
+    /// So many hundredths of a percent.
+    Share(u32),
+}
+
+/// Why a text is no amount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum AmountError {
+    /// No size.
+    #[error("{0}, or a percentage such as 50%")]
+    Size(SizeError),
+    /// No percentage.
+    #[error("a percentage is a number with at most two decimals and a percent sign, such as 50% or 12.5%")]
+    Percentage,
+}
+
+impl Amount {
+    /// Bytes, where the whole is `whole` bytes.
+    pub fn of(self, whole: u64) -> u64 {
+        match self {
+            Self::Bytes(size) => size.0,
+            Self::Share(share) => {
+                (u128::from(whole) * u128::from(share) / 10_000).min(u64::MAX.into()) as u64
+            }
+        }
+    }
+}
+
+/// Hundredths of a percent: `50%`, `12.5%`.
+pub fn share(text: &str) -> Result<u32, AmountError> {
+    let number = text.strip_suffix('%').ok_or(AmountError::Percentage)?;
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.len() > 2 || whole.len() > 6 {
+        return Err(AmountError::Percentage);
+    }
+    let number = |text: &str| text.parse::<u32>().map_err(|_| AmountError::Percentage);
+    Ok(number(whole)? * 100 + number(part)? * if part.len() == 1 { 10 } else { 1 })
+}
+
+impl FromStr for Amount {
+    type Err = AmountError;
+
+    fn from_str(text: &str) -> Result<Self, AmountError> {
+        if text.ends_with('%') {
+            return share(text).map(Self::Share);
+        }
+        text.parse().map(Self::Bytes).map_err(AmountError::Size)
+    }
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(size) => size.fmt(f),
+            Self::Share(share) if share % 100 == 0 => write!(f, "{}%", share / 100),
+            Self::Share(share) => write!(f, "{}.{:02}%", share / 100, share % 100),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn amounts_are_sizes_or_shares() {
+        let whole = 1000;
+        for (text, bytes, shown) in
+            [("50%", 500, "50%"), ("12.5%", 125, "12.50%"), ("0.01%", 0, "0.01%"), ("4KiB", 4096, "4KiB")]
+        {
+            let amount: Amount = text.parse().expect(text);
+            assert_eq!((amount.of(whole), amount.to_string().as_str()), (bytes, shown));
+        }
+        for text in ["%", "-1%", "1.234%", "50.%", "1e3%", "50 %"] {
+            assert_eq!(text.parse::<Amount>(), Err(AmountError::Percentage), "{text}");
+        }
+        assert_eq!("50MB".parse::<Amount>(), Err(AmountError::Size(SizeError::NotASize)));
+    }
 
     #[test]
     fn sizes_are_read_and_written() {

@@ -62,6 +62,11 @@ impl PageMask {
     pub const fn words(&self) -> &[u64; MASK_WORDS] {
         &self.0.data
     }
+    /// The raw words, to change.
+    #[inline]
+    pub const fn words_mut(&mut self) -> &mut [u64; MASK_WORDS] {
+        &mut self.0.data
+    }
     /// Adds a page.
     #[inline]
     pub fn insert(&mut self, page: PageIndex) {

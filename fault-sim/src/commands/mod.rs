@@ -1,3 +1,8 @@
 //! One file per sub-command.
 
+pub mod compare;
+pub mod r#gen;
+pub mod inspect;
+pub mod list;
+pub mod replay;
 pub mod run;

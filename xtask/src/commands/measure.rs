@@ -26,7 +26,13 @@ pub struct Options {
 }
 
 /// The benches, in the order of the page.
-const BENCHES: &[&str] = &["cpu_fault", "migrate", "sum", "own_cost", "mirrored", "state", "scaling", "dma"];
+const BENCHES: &[&str] =
+    &["cpu_fault", "migrate", "sum", "own_cost", "mirrored", "state", "scaling", "dma", "replay"];
+
+/// The package that a bench belongs to.
+fn package(bench: &str) -> &'static str {
+    if bench == "replay" { "fault-sim" } else { "granule" }
+}
 
 /// Measures and prints what lies beyond its bound.
 pub fn run(options: &Options) -> ExitCode {
@@ -84,7 +90,7 @@ fn rows_of(bench: &str, folder: &Path, quick: bool) -> Result<Vec<Measured>, Str
         }
         _ => {}
     }
-    let mut command = cargo(["bench", "--quiet", "--package", "granule", "--bench", bench]);
+    let mut command = cargo(["bench", "--quiet", "--package", package(bench), "--bench", bench]);
     command.env("GRANULE_MEASURE_DIR", folder);
     if quick {
         command.env("GRANULE_MEASURE_QUICK", "1");
@@ -92,7 +98,10 @@ fn rows_of(bench: &str, folder: &Path, quick: bool) -> Result<Vec<Measured>, Str
         command.env_remove("GRANULE_MEASURE_QUICK");
     }
     if !tool::run_reading(&mut command, |_| {})? {
-        return Err(format!("the bench {bench} failed; run it alone with: cargo bench --bench {bench}"));
+        return Err(format!(
+            "the bench {bench} failed; run it alone with: cargo bench --package {} --bench {bench}",
+            package(bench)
+        ));
     }
     let text = std::fs::read_to_string(&path)
         .map_err(|e| format!("the bench {bench} wrote no rows to {}: {e}", path.display()))?;
@@ -104,7 +113,7 @@ fn circumstances(quick: bool) -> Vec<(&'static str, String)> {
     let said = |program: &str, args: &[&str]| tool::output(program, args).map(|text| text.trim().to_owned());
     let unknown = || "unknown".to_owned();
     let mut commit = said("git", &["rev-parse", "--short", "HEAD"]).unwrap_or_else(unknown);
-    let changes = [":/src", ":/gpu-backends", ":/benches", ":/Cargo.toml"];
+    let changes = [":/src", ":/gpu-backends", ":/benches", ":/fault-sim", ":/Cargo.toml"];
     let dirty = said("git", &[&["status", "--porcelain", "--"], &changes[..]].concat());
     if dirty.is_none_or(|lines| !lines.is_empty()) {
         commit.push_str(" with changes");

@@ -1,0 +1,201 @@
+use std::ops::{Deref, DerefMut, Range};
+
+use granule::units::{PAGES_PER_BLOCK, PageMask};
+
+use crate::trace::BlockMap;
+
+/// Who can own a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Proc {
+    /// The CPU, with system memory.
+    Cpu,
+    /// The device.
+    Device,
+}
+
+/// One block: 512 bytes. What every fault needs is in the first four cache lines; the masks behind them are looked at
+/// only where a flag says that they hold something.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+pub struct Block {
+    /// When the last batch that brought something here ended.
+    pub ready_ns: u64,
+    /// Which eviction (counted from 1) was the last one here.
+    pub evicted_at: u64,
+    /// The pages that the program mapped: the hull of all allocations here.
+    pub first: u16,
+    /// End of them, exclusive.
+    pub end: u16,
+    /// Preferred location, from advice.
+    pub preferred: Option<Proc>,
+    /// The device may reach it where it is, from advice.
+    pub accessed_by_device: bool,
+    /// Copies on both sides are welcome, from advice.
+    pub read_mostly: bool,
+    /// A map event said what `first` and `end` are; before that they are the whole block.
+    pub mapped: bool,
+    /// Every page has contents: `exists` is full.
+    pub all_exist: bool,
+    /// `dirty` may hold something.
+    pub some_dirty: bool,
+    /// `linked` or `duplicated` may hold something.
+    pub some_shared: bool,
+    /// Faults of the device that were served here.
+    pub faults: u32,
+    /// Evictions of anything here.
+    pub evictions: u32,
+    /// Pages that faults brought.
+    pub demand_pages: u32,
+    /// Pages that prefetches brought.
+    pub prefetch_pages: u32,
+    /// On the device.
+    pub resident: Lined,
+    /// On the device by a prefetch, and not touched since.
+    pub unused: PageMask,
+    /// Was evicted the last time that anything of this block was, and has not been back since.
+    pub evicted: PageMask,
+    /// Written by the device since it came.
+    pub dirty: PageMask,
+    /// Has contents, here or there. What is resident has; what has and is not resident is in system memory.
+    pub exists: PageMask,
+    /// In system memory and mapped by the device where it is.
+    pub linked: PageMask,
+    /// On the device and in system memory, both up to date.
+    pub duplicated: PageMask,
+}
+
+/// A mask at the beginning of a cache line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(align(64))]
+pub struct Lined(pub PageMask);
+
+impl Deref for Lined {
+    type Target = PageMask;
+    #[inline]
+    fn deref(&self) -> &PageMask {
+        &self.0
+    }
+}
+
+impl DerefMut for Lined {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut PageMask {
+        &mut self.0
+    }
+}
+
+impl Block {
+    fn new(data_on_cpu: bool) -> Self {
+        Self {
+            resident: Lined(PageMask::EMPTY),
+            unused: PageMask::EMPTY,
+            exists: if data_on_cpu { PageMask::FULL } else { PageMask::EMPTY },
+            evicted: PageMask::EMPTY,
+            dirty: PageMask::EMPTY,
+            linked: PageMask::EMPTY,
+            duplicated: PageMask::EMPTY,
+            ready_ns: 0,
+            evicted_at: 0,
+            first: 0,
+            end: PAGES_PER_BLOCK as u16,
+            preferred: None,
+            accessed_by_device: false,
+            read_mostly: false,
+            mapped: false,
+            all_exist: data_on_cpu,
+            some_dirty: false,
+            some_shared: false,
+            faults: 0,
+            evictions: 0,
+            demand_pages: 0,
+            prefetch_pages: 0,
+        }
+    }
+
+    /// The pages that the program mapped.
+    #[inline]
+    pub fn region(&self) -> Range<usize> {
+        usize::from(self.first)..usize::from(self.end)
+    }
+
+    /// Pages whose contents are in system memory.
+    #[inline]
+    pub fn on_cpu(&self) -> PageMask {
+        (self.exists - *self.resident) | self.duplicated
+    }
+}
+
+/// All blocks that a trace has touched, by the number in which they came.
+#[derive(Debug)]
+pub struct Blocks {
+    map: BlockMap,
+    all: Vec<Block>,
+    data_on_cpu: bool,
+    /// Position in the trace of the latest event.
+    pub(super) position: u64,
+}
+
+impl Blocks {
+    /// None yet. `data_on_cpu`: every page has contents in system memory from the start; otherwise the first touch
+    /// makes it.
+    pub fn new(data_on_cpu: bool) -> Self {
+        Self { map: BlockMap::default(), all: Vec::new(), data_on_cpu, position: 0 }
+    }
+
+    /// The number of the block that holds a page (address / 4096).
+    #[inline]
+    pub fn number(&mut self, page: u64) -> u32 {
+        let number = self.map.get_or_add(page / PAGES_PER_BLOCK as u64);
+        if number as usize == self.all.len() {
+            self.all.push(Block::new(self.data_on_cpu));
+        }
+        number
+    }
+
+    /// The number of the block that holds a page, if it was touched before.
+    #[inline]
+    pub fn known(&self, page: u64) -> Option<u32> {
+        self.map.get(page / PAGES_PER_BLOCK as u64)
+    }
+
+    /// The first page (address / 4096) of a block.
+    #[inline]
+    pub fn first_page(&self, block: u32) -> u64 {
+        self.map.block(block) * PAGES_PER_BLOCK as u64
+    }
+
+    /// A block. Asserts that the number is one of ours.
+    #[inline]
+    pub fn get(&self, block: u32) -> &Block {
+        &self.all[block as usize]
+    }
+
+    /// A block to change.
+    #[inline]
+    pub fn get_mut(&mut self, block: u32) -> &mut Block {
+        &mut self.all[block as usize]
+    }
+
+    /// Position in the trace of the latest event, counted from 1.
+    #[inline]
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Bytes that they take.
+    pub fn bytes(&self) -> usize {
+        self.all.capacity() * size_of::<Block>()
+    }
+}
+
+const _: () = assert!(size_of::<Block>() == 512, "a block is eight cache lines");
