@@ -32,11 +32,12 @@ use super::memory::NEVER;
 use super::page_table::Found;
 use super::scalar::{AccessError, Scalar};
 use super::tlb::Tlb;
+use super::windows::is_window;
 
 /// The most that is copied in one access.
 pub(super) const CHUNK_BYTES: usize = 64 << 10;
 /// The most that is copied in one access by way of the private buffer: stays in the first level cache.
-const BOUNCE_BYTES: usize = 16 << 10;
+pub(super) const BOUNCE_BYTES: usize = 16 << 10;
 
 /// One engine, in the hands of the kernel that runs on it.
 pub struct Engine<'d> {
@@ -115,8 +116,8 @@ impl<'d> Engine<'d> {
             }
             None => {
                 count(&self.record.iotlb_misses);
-                match self.inner.iommu.table.find(target) {
-                    Found::Leaf(leaf) if leaf.covers(access) => {
+                match self.inner.domain.table.find(target) {
+                    Found::Leaf(leaf) if leaf.covers(access) && !is_window(leaf.target) => {
                         self.iotlb.put(leaf, generation);
                         leaf
                     }
@@ -167,7 +168,7 @@ impl<'d> Engine<'d> {
                 Ok(())
             }
             Err(Nowhere::NotLinked(iova)) => {
-                self.inner.iommu.log.record(iova.0);
+                self.inner.log.record(iova.0);
                 Err(AccessError::Iommu { at, iova })
             }
             Ok((Some(Failed::Vanished), true)) => {

@@ -3,11 +3,13 @@
 use granule::os::guarded::{self, InstallError};
 use granule::os::private::{PrivateArc, PrivateError};
 use granule::os::thread::ThreadError;
-use granule::units::BLOCK_BYTES;
+use granule::units::{BLOCK_BYTES, Iova};
 use thiserror::Error;
 
 use super::device::{Inner, SoftwareDevice};
+use super::domain::IommuDomain;
 use super::inject::{Inject, Latency};
+use super::windows::Switch;
 
 /// Why a device could not be built.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -44,6 +46,15 @@ pub enum BuildError {
         /// What the kernel said.
         errno: String,
     },
+    /// A page of the IOMMU, or of bounce memory, that is none.
+    #[error("{0} bytes are no page: a power of two of at least 4096 is")]
+    IommuPage(u64),
+    /// The domain has as many devices as it can have.
+    #[error("the IOMMU domain has {most} devices already; use another one", most = super::MOST_DEVICES)]
+    DomainFull,
+    /// The emulated machine has as many devices as it can have.
+    #[error("the machine has {most} devices already; drop one first", most = super::windows::MOST_WINDOWS)]
+    TooManyDevices,
     /// No private memory.
     #[error(transparent)]
     Private(#[from] PrivateError),
@@ -55,6 +66,24 @@ pub enum BuildError {
     Signals(#[from] InstallError),
 }
 
+/// What stands between DMA by IOVA and memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Way {
+    Translated,
+    Direct { offset: u64 },
+}
+
+/// Settings of a device's DMA by IOVA.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DmaSettings {
+    pub way: Way,
+    pub dma_last: u64,
+    pub pasid_bits: u32,
+    pub tagged_only: bool,
+    pub coherent: bool,
+    pub switch: Option<Switch>,
+}
+
 /// Settings of a [`SoftwareDevice`]. Start with [`SoftwareDevice::builder`].
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -64,6 +93,8 @@ pub struct Builder {
     pub(super) fault_buffer_entries: usize,
     pub(super) table_bytes: u64,
     pub(super) engine_stack_bytes: u64,
+    pub(super) domain: Option<IommuDomain>,
+    pub(super) dma: DmaSettings,
     seed: u64,
     latency: Latency,
     inject: Inject,
@@ -78,6 +109,15 @@ impl Default for Builder {
             fault_buffer_entries: 256,
             table_bytes: 256 << 20,
             engine_stack_bytes: 2 << 20,
+            domain: None,
+            dma: DmaSettings {
+                way: Way::Translated,
+                dma_last: u64::MAX,
+                pasid_bits: 0,
+                tagged_only: false,
+                coherent: true,
+                switch: None,
+            },
             seed: 0,
             latency: Latency::default(),
             inject: Inject::default(),
@@ -120,6 +160,47 @@ impl Builder {
     /// Size of an engine's stack, on which the local variables of kernels lie. Default 2 MiB.
     pub fn engine_stack_bytes(mut self, bytes: u64) -> Self {
         self.engine_stack_bytes = bytes;
+        self
+    }
+    /// The IOMMU domain of the device's DMA; several devices may share one. Default: one of its own.
+    pub fn iommu_domain(mut self, domain: &IommuDomain) -> Self {
+        self.domain = Some(domain.clone());
+        self
+    }
+    /// DMA goes to memory without an IOMMU: a DMA address is the physical address plus `offset`, wrapping. (The
+    /// device's page table still leads through its IOMMU.)
+    ///
+    /// # Safety
+    /// DMA of this device reaches all memory of the process. Whoever lets it do DMA answers for the addresses.
+    #[allow(unsafe_code, reason = "nothing stands between the device and memory any more")]
+    pub unsafe fn direct(mut self, offset: u64) -> Self {
+        self.dma.way = Way::Direct { offset };
+        self
+    }
+    /// The last address that the device's DMA reaches, inclusive. Default: all 64 bits.
+    pub fn dma_last(mut self, last: Iova) -> Self {
+        self.dma.dma_last = last.0;
+        self
+    }
+    /// Width of its PASIDs, 20 bits at most. Default 0: it cannot tag its DMA.
+    pub fn pasid_bits(mut self, bits: u32) -> Self {
+        self.dma.pasid_bits = bits.min(20);
+        self
+    }
+    /// The device does no DMA without a PASID.
+    pub fn tagged_dma_only(mut self) -> Self {
+        self.dma.tagged_only = true;
+        self
+    }
+    /// The device keeps lines of memory in a cache into which nobody looks: DMA needs syncs
+    /// ([`CacheSync`](granule::ports::CacheSync), which the device implements).
+    pub fn non_coherent(mut self) -> Self {
+        self.dma.coherent = false;
+        self
+    }
+    /// The switch below which the device stands. Default none.
+    pub fn switch(mut self, switch: Switch) -> Self {
+        self.dma.switch = Some(switch);
         self
     }
     /// What latency and failures are drawn from. Default 0.

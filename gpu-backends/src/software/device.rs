@@ -2,22 +2,28 @@
 //!
 //! # Who keeps what alive
 //! [`SoftwareDevice`] is a handle; clone it freely. The last one stops and joins the engines. Everything that
-//! the calls of [`Device`] touch is [`Inner`], in private memory.
+//! the calls of [`Device`] touch is [`Inner`], in private memory. Its domain knows it by address until it is dropped.
+#![allow(unsafe_code, reason = "a device is attached to its domain by address")]
 
 use granule::os::FutexPark;
 use granule::os::private::{PrivateArc, PrivateError, Slab};
 use granule::ports::{Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, Iommu, MapTarget, Word};
-use granule::sync::{AtomicU64, Ordering, Park, WordLock};
+use granule::sync::{AtomicU32, AtomicU64, Ordering, Park, WordLock};
 use granule::units::{Access, DevAddr, DevMemAddr, PAGE_BYTES, SPACE_BYTES};
 
-use super::builder::{BuildError, Builder};
+use super::builder::{BuildError, Builder, DmaSettings};
+use super::counters::IommuLog;
+use super::domain::{DomainState, IommuDomain};
 use super::engine::{EngineThreads, Job};
 use super::entry::{EngineRecord, Engines, Entry};
 use super::fault_buffer::FaultBuffer;
 use super::inject::{CopyFate, Fate, Step};
-use super::iommu::EmulatedIommu;
+use super::iotlb::Iotlb;
+use super::line_cache::LineCache;
 use super::memory::DeviceMemory;
 use super::page_table::{Found, PageTable};
+use super::pasid::PasidTable;
+use super::windows::OpenWindow;
 
 /// A device made of threads and memory. Handles are clones of one another.
 ///
@@ -38,13 +44,27 @@ pub struct SoftwareDevice {
     pub(super) inner: PrivateArc<Inner>,
 }
 
+/// Places of a device's IOTLB, for each leaf size.
+const DEVICE_IOTLB_SLOTS: usize = 32;
+
 /// All state of a device, in private memory.
 pub(crate) struct Inner {
     pub(super) entry: Entry,
     pub(super) engines: Slab<EngineRecord>,
+    /// Where the memory stands. Declared before it: closed before the memory goes.
+    pub(super) window: OpenWindow,
     pub(super) memory: DeviceMemory,
     pub(super) table: PageTable,
-    pub(super) iommu: EmulatedIommu,
+    /// The domain of its ordinary DMA.
+    pub(super) domain: PrivateArc<DomainState>,
+    pub(super) log: IommuLog,
+    pub(super) settings: DmaSettings,
+    pub(super) device_iotlb: Iotlb,
+    pub(super) pasids: PasidTable,
+    /// Of a device that is not coherent.
+    pub(super) lines: Option<LineCache>,
+    /// Test switch: 1 if flushes leave what is remembered under PASIDs.
+    pub(super) forgets_pasids: AtomicU32,
     pub(super) faults: FaultBuffer,
     pub(super) fate: Fate,
     pub(super) job: Job,
@@ -61,17 +81,32 @@ impl Inner {
             Ok((
                 Slab::new(of.engines)?,
                 PageTable::new(nodes)?,
-                EmulatedIommu::new(nodes)?,
+                Iotlb::new(DEVICE_IOTLB_SLOTS)?,
+                if of.dma.coherent { None } else { Some(LineCache::new()?) },
                 FaultBuffer::new(of.fault_buffer_entries)?,
             ))
         })();
-        let (engines, table, iommu, faults) = private?;
+        let (engines, table, device_iotlb, lines, faults) = private?;
+        let domain = match &of.domain {
+            Some(domain) => domain.clone(),
+            None => IommuDomain::builder().table_bytes(of.table_bytes).build()?,
+        };
+        let memory = DeviceMemory::new(of.memory_bytes, of.populate)?;
+        let window = OpenWindow::open(memory.host_address(0), of.memory_bytes, of.dma.switch)
+            .ok_or(BuildError::TooManyDevices)?;
         Ok(Self {
             entry: Entry::new(),
             engines,
-            memory: DeviceMemory::new(of.memory_bytes, of.populate)?,
+            memory,
             table,
-            iommu,
+            domain: domain.0,
+            log: IommuLog::default(),
+            settings: of.dma,
+            device_iotlb,
+            pasids: PasidTable::default(),
+            lines,
+            window,
+            forgets_pasids: AtomicU32::new(0),
             faults,
             fate,
             job: Job::default(),
@@ -85,7 +120,7 @@ impl Inner {
         Engines(&self.entry, &self.engines)
     }
 
-    fn is_lost(&self) -> bool {
+    pub(super) fn is_lost(&self) -> bool {
         self.entry.lost.load(Ordering::SeqCst) != 0
     }
 
@@ -109,6 +144,12 @@ impl Inner {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.domain.detach(self);
+    }
+}
+
 impl SoftwareDevice {
     /// Settings for a new device.
     pub fn builder() -> Builder {
@@ -116,6 +157,10 @@ impl SoftwareDevice {
     }
 
     pub(super) fn start(inner: PrivateArc<Inner>, stack_bytes: u64) -> Result<Self, BuildError> {
+        // SAFETY: the device lies in a private mapping of its own until it is dropped, and `drop` detaches it.
+        if !unsafe { inner.domain.attach(&inner) } {
+            return Err(BuildError::DomainFull);
+        }
         let threads = PrivateArc::new(EngineThreads::start(&inner, stack_bytes)?)?;
         Ok(Self { threads, inner })
     }
@@ -154,6 +199,7 @@ impl SoftwareDevice {
     pub fn break_promise(&self, promise: Broken) {
         match promise {
             Broken::FlushWaits => self.inner.entry.hasty.store(1, Ordering::SeqCst),
+            Broken::FlushReachesPasids => self.inner.forgets_pasids.store(1, Ordering::SeqCst),
             Broken::KeepsFaults => self.inner.faults.drop_every.store(3, Ordering::SeqCst),
         }
     }
@@ -165,6 +211,8 @@ impl SoftwareDevice {
 pub enum Broken {
     /// `flush` and `quiesce` do not wait.
     FlushWaits,
+    /// A flush of the domain leaves what the device remembers under PASIDs.
+    FlushReachesPasids,
     /// Every third fault is lost.
     KeepsFaults,
 }
@@ -289,7 +337,7 @@ impl Device for SoftwareDevice {
     }
 
     fn iommu(&self) -> &dyn Iommu {
-        &*self.inner
+        &*self.inner.domain
     }
 }
 

@@ -61,6 +61,8 @@ pub(crate) struct EngineRecord {
     pub(super) iotlb_misses: AtomicU64,
     pub(super) stopped: AtomicU64,
     pub(super) vanished: AtomicU64,
+    pub(super) dma_read: AtomicU64,
+    pub(super) dma_written: AtomicU64,
 }
 
 // SAFETY: atomics only; a zeroed record is an engine outside of any access, without a fault.
