@@ -11,24 +11,29 @@ use granule::ports::Iommu;
 use granule::units::{PAGE_BYTES, PhysAddr, PhysRange, VirtAddr};
 
 /// The free IOVAs of one IOMMU, for all domains that are built on it.
-pub struct Iovas(Mutex<IovaSpace>);
+pub struct Iovas {
+    space: Mutex<IovaSpace>,
+    empty_bytes: u64,
+}
 
 impl Iovas {
     pub fn of(iommu: &dyn Iommu) -> Self {
-        Self(Mutex::new(IovaSpace::new(iommu.aperture(), iommu.reserved_windows())))
+        let space = IovaSpace::new(iommu.aperture(), iommu.reserved_windows());
+        let empty_bytes = space.state_bytes() as u64;
+        Self { space: Mutex::new(space), empty_bytes }
     }
 
-    /// Memory that the bookkeeping takes at present.
+    /// Memory that the bookkeeping takes at present, beyond what it takes with nothing reserved.
     pub fn state_bytes(&self) -> u64 {
         let mut bytes = 0;
         self.with(&mut |space| bytes = space.state_bytes() as u64);
-        bytes
+        bytes - self.empty_bytes
     }
 }
 
 impl ReserveIova for Iovas {
     fn with(&self, act: &mut dyn FnMut(&mut IovaSpace)) {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        act(&mut self.space.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
