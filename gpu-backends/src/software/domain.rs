@@ -24,7 +24,7 @@ use granule::units::{Access, Iova, PAGE_BYTES, Pasid, PhysAddr, SPACE_BYTES};
 use super::builder::BuildError;
 use super::device::Inner;
 use super::iotlb::Iotlb;
-use super::page_table::{Found, Leaf, LeafCounts, PageTable, Quiet};
+use super::page_table::{Found, Leaf, LeafCounts, NotSet, PageTable, Quiet};
 
 /// How many devices a domain may have.
 pub const MOST_DEVICES: usize = 16;
@@ -314,12 +314,34 @@ impl Iommu for DomainState {
 
     fn map(&self, iova: Iova, phys: PhysAddr, bytes: u64, access: Access) -> Result<(), IommuError> {
         self.check(iova, bytes)?;
-        self.check_phys(phys);
-        match self.table.set_absent(iova.0, bytes, phys.0, access, self) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(page)) => Err(IommuError::AlreadyMapped(Iova(page))),
-            Err(_) => Err(IommuError::OutOfTables),
-        }
+        self.map_runs(iova, &mut core::iter::once((phys, bytes)), access).map(drop)
+    }
+
+    /// One walk for all runs.
+    fn map_runs(
+        &self,
+        iova: Iova,
+        runs: &mut dyn Iterator<Item = (PhysAddr, u64)>,
+        access: Access,
+    ) -> Result<u64, IommuError> {
+        let page = self.settings.page_bytes;
+        self.check(iova, page)?;
+        let mut runs = runs.map(|(phys, bytes)| {
+            self.check_phys(phys);
+            assert!(bytes.is_multiple_of(page) && bytes > 0, "an IOMMU maps whole pages");
+            (phys.0, bytes)
+        });
+        let end = self.settings.last + 1;
+        self.table.set_absent(iova.0, end, &mut runs, access, self).map_err(|(why, mapped)| {
+            if mapped > 0 {
+                self.flush(iova, mapped);
+            }
+            match why {
+                NotSet::Present(page) => IommuError::AlreadyMapped(Iova(page)),
+                NotSet::OutOfNodes => IommuError::OutOfTables,
+                NotSet::Beyond => IommuError::OutsideAperture(iova),
+            }
+        })
     }
 
     fn protect(&self, iova: Iova, bytes: u64, access: Access) -> Result<(), IommuError> {

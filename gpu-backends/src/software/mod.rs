@@ -11,7 +11,7 @@
 //! | `entry` | who is inside an access, and how to get them out |
 //! | `tlb` | the translations that an engine remembers |
 //! | `page_entry` | the entries of a page table |
-//! | `page_table` | leaves of 4 KiB, 64 KiB and 2 MiB, of the device and of the IOMMU |
+//! | `page_table`, `page_table_runs` | leaves of 4 KiB, 64 KiB and 2 MiB, of the device and of the IOMMU |
 //! | `domain` | an emulated IOMMU domain, of one or several devices |
 //! | `iotlb` | what an IOMMU and a device remember of IOVAs |
 //! | `dma` | DMA by IOVA |
