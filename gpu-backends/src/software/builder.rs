@@ -18,6 +18,11 @@ pub enum BuildError {
     /// Device memory of no size, or not in whole blocks.
     #[error("device memory of {0} bytes is not a positive multiple of 2 MiB; round it up")]
     MemorySize(u64),
+    /// Memory for address spaces that is not in whole blocks, or all that there is.
+    #[error(
+        "{0} bytes cannot be set aside for address spaces; pass a multiple of 2 MiB below the size of device memory"
+    )]
+    SpaceMemory(u64),
     /// No engine, or too many.
     #[error("a device has 1 to {most} engines, not {asked}", most = Builder::MOST_ENGINES)]
     Engines {
@@ -82,6 +87,11 @@ pub(super) struct DmaSettings {
     pub tagged_only: bool,
     pub coherent: bool,
     pub switch: Option<Switch>,
+    /// What further address spaces are made of: nodes of a table, entries of a fault buffer, and where their part of
+    /// device memory begins and ends.
+    pub nodes: usize,
+    pub fault_entries: usize,
+    pub space_memory: (u64, u64),
 }
 
 /// Settings of a [`SoftwareDevice`]. Start with [`SoftwareDevice::builder`].
@@ -93,6 +103,7 @@ pub struct Builder {
     pub(super) fault_buffer_entries: usize,
     pub(super) table_bytes: u64,
     pub(super) engine_stack_bytes: u64,
+    pub(super) space_memory_bytes: u64,
     pub(super) domain: Option<IommuDomain>,
     pub(super) dma: DmaSettings,
     seed: u64,
@@ -109,6 +120,7 @@ impl Default for Builder {
             fault_buffer_entries: 256,
             table_bytes: 256 << 20,
             engine_stack_bytes: 2 << 20,
+            space_memory_bytes: 0,
             domain: None,
             dma: DmaSettings {
                 way: Way::Translated,
@@ -117,6 +129,9 @@ impl Default for Builder {
                 tagged_only: false,
                 coherent: true,
                 switch: None,
+                nodes: 0,
+                fault_entries: 0,
+                space_memory: (0, 0),
             },
             seed: 0,
             latency: Latency::default(),
@@ -160,6 +175,12 @@ impl Builder {
     /// Size of an engine's stack, on which the local variables of kernels lie. Default 2 MiB.
     pub fn engine_stack_bytes(mut self, bytes: u64) -> Self {
         self.engine_stack_bytes = bytes;
+        self
+    }
+    /// How much of device memory is set aside for further address spaces
+    /// ([`SoftwareDevice::address_space`]), a multiple of 2 MiB. Default 0: all of it is the device's own.
+    pub fn space_memory_bytes(mut self, bytes: u64) -> Self {
+        self.space_memory_bytes = bytes;
         self
     }
     /// The IOMMU domain of the device's DMA; several devices may share one. Default: one of its own.
@@ -226,6 +247,11 @@ impl Builder {
     pub fn build(self) -> Result<SoftwareDevice, BuildError> {
         if self.memory_bytes == 0 || !self.memory_bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(BuildError::MemorySize(self.memory_bytes));
+        }
+        if self.space_memory_bytes >= self.memory_bytes
+            || !self.space_memory_bytes.is_multiple_of(BLOCK_BYTES)
+        {
+            return Err(BuildError::SpaceMemory(self.space_memory_bytes));
         }
         if self.engines == 0 || self.engines > Self::MOST_ENGINES {
             return Err(BuildError::Engines { asked: self.engines });

@@ -102,10 +102,11 @@ impl Inner {
         let (phys, bytes) = match settings.way {
             Way::Direct { offset } => (at.wrapping_sub(offset), u64::MAX - at),
             Way::Translated => {
-                let leaf =
-                    self.device_iotlb.look_up(tag, at, access, || self.domain.translate(tag, at, access));
+                let leaf = self
+                    .device_iotlb
+                    .look_up(tag, at, access, || self.space.domain.translate(tag, at, access));
                 let Some(leaf) = leaf else {
-                    let is_mapped = self.domain.is_mapped(at);
+                    let is_mapped = self.space.domain.is_mapped(at);
                     let refused = if is_mapped { DmaRefused::ReadOnly } else { DmaRefused::NotMapped };
                     return Err(refused(Iova(at)));
                 };
@@ -180,7 +181,7 @@ impl Engine<'_> {
             return Err(self.refuse(at.0, DmaRefused::Wraps { at, bytes }));
         }
         self.inner.device_iotlb.begin();
-        self.inner.domain.begin();
+        self.inner.space.domain.begin();
         let covering = VirtRange::covering(VirtAddr(slice), bytes as u64);
         let is_private = covering.is_ok_and(private::contains);
         let bounce = self.bounce.base().0;
@@ -309,6 +310,6 @@ impl SoftwareDevice {
 
     /// The domain of the device's ordinary DMA.
     pub fn iommu_domain(&self) -> super::IommuDomain {
-        super::IommuDomain(self.inner.domain.clone())
+        super::IommuDomain(self.inner.space.domain.clone())
     }
 }

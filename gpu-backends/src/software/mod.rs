@@ -4,7 +4,8 @@
 //! | file | noun |
 //! |---|---|
 //! | `builder` | settings |
-//! | `device` | the device as the library sees it ([`granule::ports::Device`]) |
+//! | `device` | the device's state and its handles |
+//! | `space` | address spaces, and the device as the library sees it ([`granule::ports::Device`]) |
 //! | `engine` | threads, and how a kernel gets on them |
 //! | `access` | one access of a kernel |
 //! | `scalar` | what an access moves, and its errors |
@@ -44,6 +45,7 @@ mod page_table;
 mod pasid;
 mod pins;
 mod scalar;
+mod space;
 mod tlb;
 mod windows;
 
@@ -59,4 +61,5 @@ pub use page_table::LeafCounts;
 pub use pasid::MOST_PASIDS;
 pub use pins::ProcessPins;
 pub use scalar::{AccessError, Scalar};
+pub use space::{AddressSpace, SpaceCounters, SpaceError};
 pub use windows::Switch;

@@ -19,6 +19,8 @@ pub const MOST_PASIDS: usize = 32;
 #[derive(Default)]
 pub(crate) struct PasidTable {
     places: [AtomicU32; MOST_PASIDS],
+    /// Those of address spaces: their accesses are no DMA by IOVA.
+    spaces: [AtomicU32; MOST_PASIDS],
     /// Held by whoever changes places.
     lock: WordLock,
 }
@@ -34,19 +36,45 @@ impl PasidTable {
         self.places.iter().map(|place| Pasid(place.load(Ordering::SeqCst))).filter(|pasid| pasid.0 != 0)
     }
 
-    fn change(&self, from: u32, to: u32) -> bool {
-        let place = self.places.iter().find(|place| place.load(Ordering::SeqCst) == from);
-        place.is_some_and(|place| {
-            place.store(to, Ordering::SeqCst);
-            true
-        })
+    /// Puts `to` where `from` is. Under the lock.
+    fn change(&self, places: &[AtomicU32], from: u32, to: u32) -> Option<()> {
+        find(places, from).map(|place| place.store(to, Ordering::SeqCst))
     }
+}
+
+fn find(places: &[AtomicU32], pasid: u32) -> Option<&AtomicU32> {
+    places.iter().find(|place| place.load(Ordering::SeqCst) == pasid)
 }
 
 impl Inner {
     /// A PASID that this device could attach.
     fn names(&self, pasid: Pasid) -> bool {
         pasid.0 != 0 && u64::from(pasid.0) < 1 << self.settings.pasid_bits
+    }
+}
+
+impl Inner {
+    /// Takes a PASID for an address space.
+    pub(super) fn attach_space(&self, pasid: Pasid) -> Result<(), AttachError> {
+        if !self.names(pasid) {
+            return Err(AttachError::NotSupported(pasid));
+        }
+        if self.is_lost() {
+            return Err(AttachError::Resetting);
+        }
+        let table = &self.pasids;
+        let _held = table.lock.lock(&FutexPark);
+        if table.contains(pasid) || find(&table.spaces, pasid.0).is_some() {
+            return Err(AttachError::Busy(pasid));
+        }
+        table.change(&table.spaces, 0, pasid.0).ok_or(AttachError::NotSupported(pasid))
+    }
+
+    /// Gives the PASID of an address space back.
+    pub(super) fn detach_space(&self, pasid: Pasid) {
+        let _held = self.pasids.lock.lock(&FutexPark);
+        let known = self.pasids.change(&self.pasids.spaces, pasid.0, 0);
+        debug_assert_eq!(known, Some(()), "a space gives its PASID back once");
     }
 }
 
@@ -72,20 +100,20 @@ impl PasidDevice for SoftwareDevice {
             return Err(AttachError::Resetting);
         }
         let _held = table.lock.lock(&FutexPark);
-        if table.contains(pasid) {
+        if table.contains(pasid) || find(&table.spaces, pasid.0).is_some() {
             return Err(AttachError::Busy(pasid));
         }
-        if table.change(0, pasid.0) { Ok(()) } else { Err(AttachError::NotSupported(pasid)) }
+        table.change(&table.places, 0, pasid.0).ok_or(AttachError::NotSupported(pasid))
     }
 
     fn detach_pasid(&self, pasid: Pasid) {
         let _held = self.inner.pasids.lock.lock(&FutexPark);
-        if pasid.0 == 0 || !self.inner.pasids.change(pasid.0, 0) {
+        if pasid.0 == 0 || self.inner.pasids.change(&self.inner.pasids.places, pasid.0, 0).is_none() {
             return;
         }
         // Pairs with the fence in `Iotlb::begin`.
         fence(Ordering::SeqCst);
-        self.inner.domain.drop_tag(pasid);
+        self.inner.space.domain.drop_tag(pasid);
         self.inner.device_iotlb.drop_range(0, u64::MAX, Some(pasid));
         self.inner.entry.flush(&self.inner.engines);
     }
