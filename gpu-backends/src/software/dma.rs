@@ -180,8 +180,7 @@ impl Engine<'_> {
         if at.checked_add(bytes as u64).is_none() {
             return Err(self.refuse(at.0, DmaRefused::Wraps { at, bytes }));
         }
-        self.inner.device_iotlb.begin();
-        self.inner.space.domain.begin();
+        self.inner.space.domain.begin(&self.inner.device_iotlb);
         let covering = VirtRange::covering(VirtAddr(slice), bytes as u64);
         let is_private = covering.is_ok_and(private::contains);
         let bounce = self.bounce.base().0;

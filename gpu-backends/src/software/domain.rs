@@ -18,7 +18,7 @@
 use granule::os::FutexPark;
 use granule::os::private::PrivateArc;
 use granule::ports::{Iommu, IommuCaps, IommuError, IovaWindow, Mapped};
-use granule::sync::{AtomicU32, AtomicU64, Ordering, Park, fence};
+use granule::sync::{AtomicU32, AtomicU64, Ordering, Park};
 use granule::units::{Access, Iova, PAGE_BYTES, Pasid, PhysAddr, SPACE_BYTES};
 
 use super::builder::BuildError;
@@ -109,7 +109,7 @@ impl IommuDomainBuilder {
             places: AtomicU32::new(0),
             begun: AtomicU64::new(1),
             completed: AtomicU64::new(0),
-            flushes: AtomicU64::new(0),
+            unasked: AtomicU64::new(0),
             flushed_runs: AtomicU64::new(0),
         };
         Ok(IommuDomain(PrivateArc::new(state)?))
@@ -151,7 +151,7 @@ impl IommuDomain {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let state = &*self.0;
         IommuCounters {
-            flushes: read(&state.flushes),
+            flushes: (read(&state.begun) - 1).saturating_sub(read(&state.unasked)),
             flushed_runs: read(&state.flushed_runs),
             iotlb_hits: read(&state.iotlb.hits),
             iotlb_misses: read(&state.iotlb.misses),
@@ -181,7 +181,8 @@ pub(crate) struct DomainState {
     places: AtomicU32,
     begun: AtomicU64,
     completed: AtomicU64,
-    flushes: AtomicU64,
+    /// Flushes that nobody asked for but the table.
+    unasked: AtomicU64,
     flushed_runs: AtomicU64,
 }
 
@@ -249,9 +250,12 @@ impl DomainState {
         matches!(self.table.find(at), Found::Leaf(_))
     }
 
-    /// Some device of the domain is about to look translations up.
-    pub(super) fn begin(&self) {
+    /// A device of the domain is about to look translations up, in its own IOTLB and then here.
+    pub(super) fn begin(&self, device: &Iotlb) {
+        device.begin();
         self.iotlb.begin();
+        // SeqCst pairs with the increment in `flush_all_of`; see `Iotlb::begin`.
+        self.begun.load(Ordering::SeqCst);
     }
 
     /// Forgets what is remembered under a PASID that was detached.
@@ -260,10 +264,9 @@ impl DomainState {
     }
 
     fn flush_all_of(&self, runs: &[(Iova, u64)]) {
+        // SeqCst pairs with the load in `begin`: whoever begins to look translations up later sees what was unmapped,
+        // and whoever began before is seen by the drops.
         let mine = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        // Pairs with the fence in `Iotlb::begin`: whoever begins to look translations up after it sees what was
-        // unmapped, and whoever began before is seen by the drops.
-        fence(Ordering::SeqCst);
         runs.iter().for_each(|(iova, bytes)| {
             self.iotlb.drop_range(iova.0, *bytes, None);
         });
@@ -295,6 +298,7 @@ impl Quiet for DomainState {
         self.completed.load(Ordering::SeqCst)
     }
     fn flush_all(&self) {
+        self.unasked.fetch_add(1, Ordering::Relaxed);
         self.flush_all_of(&[]);
     }
 }
@@ -389,7 +393,6 @@ impl Iommu for DomainState {
 
     fn flush_runs(&self, runs: &[(Iova, u64)]) {
         self.flush_all_of(runs);
-        self.flushes.fetch_add(1, Ordering::Relaxed);
         self.flushed_runs.fetch_add(runs.len() as u64, Ordering::Relaxed);
     }
 }

@@ -11,7 +11,7 @@
 
 use granule::os::FutexPark;
 use granule::os::private::{PrivateError, Slab};
-use granule::sync::{AtomicU32, AtomicU64, Ordering, WordLock, fence};
+use granule::sync::{AtomicU32, AtomicU64, Ordering, WordLock};
 use granule::units::{Access, BLOCK_BYTES, PAGE_BYTES, Pasid};
 
 use super::page_table::Leaf;
@@ -51,12 +51,13 @@ impl Iotlb {
     }
 
     /// Says that there may be something to drop from now on. Comes before the access for which it is looked up.
+    ///
+    /// After it the caller looks, sequentially consistent, at what those change who drop, before they drop: either they
+    /// see this, or the caller sees what they did.
     pub(crate) fn begin(&self) {
         if self.used.load(Ordering::Relaxed) == 0 {
-            self.used.store(1, Ordering::Relaxed);
-            // Pairs with the fence of whoever is about to drop: that sees the store, or the caller, who walks later,
-            // sees what was unmapped.
-            fence(Ordering::SeqCst);
+            // SeqCst pairs with the load in `drop_range`.
+            self.used.store(1, Ordering::SeqCst);
         }
     }
 
@@ -109,10 +110,11 @@ impl Iotlb {
         Some(leaf)
     }
 
-    /// Forgets every translation of the range, of one tag or of all, and says how many those were. The caller has
-    /// passed a sequentially consistent fence since it changed the table.
+    /// Forgets every translation of the range, of one tag or of all, and says how many those were. For the caller see
+    /// `begin`.
     pub(crate) fn drop_range(&self, at: u64, bytes: u64, tag: Option<Pasid>) -> u64 {
-        if self.used.load(Ordering::Relaxed) == 0 {
+        // SeqCst pairs with the store in `begin`.
+        if self.used.load(Ordering::SeqCst) == 0 {
             return 0;
         }
         let _held = self.lock.lock(&FutexPark);

@@ -7,7 +7,7 @@
 
 use granule::os::FutexPark;
 use granule::ports::{AttachError, PasidDevice};
-use granule::sync::{AtomicU32, Ordering, WordLock, fence};
+use granule::sync::{AtomicU32, Ordering, WordLock};
 use granule::units::Pasid;
 
 use super::device::{Inner, SoftwareDevice};
@@ -111,8 +111,6 @@ impl PasidDevice for SoftwareDevice {
         if pasid.0 == 0 || self.inner.pasids.change(&self.inner.pasids.places, pasid.0, 0).is_none() {
             return;
         }
-        // Pairs with the fence in `Iotlb::begin`.
-        fence(Ordering::SeqCst);
         self.inner.space.domain.drop_tag(pasid);
         self.inner.device_iotlb.drop_range(0, u64::MAX, Some(pasid));
         self.inner.entry.flush(&self.inner.engines);
