@@ -1,26 +1,26 @@
-//! What the examples of two-step DMA share: an IOVA space with a lock around it, memory of an application, numbers that
+//! What the examples of two-step DMA share: an IOVA space that says what it takes, memory of an application, numbers that
 //! look random, and the table of costs at the end.
 #![allow(dead_code, reason = "each example uses the part that it needs")]
 #![allow(unsafe_code, reason = "maps and unmaps memory as an application does")]
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use granule::dma::{IovaSpace, ReserveIova};
+use granule::os::SharedIova;
 use granule::ports::Iommu;
 use granule::units::{PAGE_BYTES, PhysAddr, PhysRange, VirtAddr};
 
 /// The free IOVAs of one IOMMU, for all domains that are built on it.
 pub struct Iovas {
-    space: Mutex<IovaSpace>,
+    space: SharedIova,
     empty_bytes: u64,
 }
 
 impl Iovas {
     pub fn of(iommu: &dyn Iommu) -> Self {
-        let space = IovaSpace::new(iommu.aperture(), iommu.reserved_windows());
-        let empty_bytes = space.state_bytes() as u64;
-        Self { space: Mutex::new(space), empty_bytes }
+        let mut iovas = Self { space: SharedIova::of(iommu), empty_bytes: 0 };
+        iovas.empty_bytes = iovas.state_bytes();
+        iovas
     }
 
     /// Memory that the bookkeeping takes at present, beyond what it takes with nothing reserved.
@@ -33,7 +33,7 @@ impl Iovas {
 
 impl ReserveIova for Iovas {
     fn with(&self, act: &mut dyn FnMut(&mut IovaSpace)) {
-        act(&mut self.space.lock().unwrap_or_else(PoisonError::into_inner));
+        self.space.with(act);
     }
 }
 

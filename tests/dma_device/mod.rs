@@ -1,9 +1,7 @@
 //! What tests of DMA through the software device share: memory that stays, devices, and both in one line.
-#![allow(dead_code, reason = "each test binary uses the part that it needs")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses the part that it needs")]
 
-use std::sync::{Mutex, PoisonError};
-
-use granule::dma::{IovaSpace, ReserveIova};
+pub use granule::os::SharedIova as Iovas;
 use granule::os::private::PrivateBytes;
 use granule::ports::Iommu;
 use granule::sync::Ordering;
@@ -77,22 +75,6 @@ pub fn refused(error: AccessError) -> DmaRefused {
 pub fn unlink(iommu: &dyn Iommu, at: Iova, bytes: u64) {
     iommu.unmap(at, bytes).expect("it is mapped");
     iommu.flush(at, bytes);
-}
-
-/// An IOVA space that threads share.
-pub struct Iovas(Mutex<IovaSpace>);
-
-impl Iovas {
-    /// Over everything that an IOMMU offers.
-    pub fn of(iommu: &dyn Iommu) -> Self {
-        Self(Mutex::new(IovaSpace::new(iommu.aperture(), iommu.reserved_windows())))
-    }
-}
-
-impl ReserveIova for Iovas {
-    fn with(&self, act: &mut dyn FnMut(&mut IovaSpace)) {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
 }
 
 impl Memory {
