@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 
-use dma_driver::{Cost, Iovas, Memory, Random, argument, pages_of, print_costs};
+use dma_driver::{Cost, Expected, Iovas, Memory, Random, argument, pages_of, print_costs};
 use granule::dma::{Attributes, DmaError, DmaRange, Domain, PageList, Reservation};
 use granule::os::Pagemap;
 use granule::ports::{HostError, Iommu, IommuError};
@@ -384,34 +384,6 @@ impl PageByPage<'_> {
     }
 }
 
-/// What the process's memory should hold, page by page; what is not there is zero.
-#[derive(Default)]
-struct Expected(HashMap<u64, Box<[u8]>>);
-
-impl Expected {
-    fn each(&mut self, offset: u64, bytes: usize, mut act: impl FnMut(&mut u8, usize)) {
-        for index in 0..bytes {
-            let at = offset + index as u64;
-            let page = self.0.entry(at >> PAGE_SHIFT).or_insert_with(|| vec![0; PAGE_BYTES as usize].into());
-            act(&mut page[(at % PAGE_BYTES) as usize], index);
-        }
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        self.each(offset, data.len(), |byte, index| *byte = data[index]);
-    }
-
-    fn check(&mut self, offset: u64, data: &[u8]) {
-        self.each(offset, data.len(), |byte, index| {
-            assert_eq!(*byte, data[index], "byte {:#x}", offset + index as u64);
-        });
-    }
-
-    fn discard(&mut self, pages: Range<u64>) {
-        self.0.retain(|page, _| !pages.contains(page));
-    }
-}
-
 /// One program, run by either way: the card writes and reads ranges of bytes, the process writes, reads and discards.
 trait Way {
     fn transfer(&mut self, at: VirtAddr, data: &mut [u8], access: Access) -> Result<(), OdpError>;
@@ -473,11 +445,7 @@ fn program(way: &mut impl Way, memory: &Memory, transfers: u64) -> Result<u64, O
         }
         moved += data.len() as u64;
     }
-    for (page, bytes) in &expected.0 {
-        let mut seen = vec![0; PAGE_BYTES as usize];
-        memory.read(page << PAGE_SHIFT, &mut seen);
-        assert!(seen == **bytes, "page {page} at the end");
-    }
+    expected.check_all(memory);
     Ok(moved)
 }
 

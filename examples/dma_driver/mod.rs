@@ -3,12 +3,14 @@
 #![allow(dead_code, reason = "each example uses the part that it needs")]
 #![allow(unsafe_code, reason = "maps and unmaps memory as an application does")]
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Instant;
 
 use granule::dma::{IovaSpace, ReserveIova};
 use granule::os::SharedIova;
 use granule::ports::Iommu;
-use granule::units::{PAGE_BYTES, PhysAddr, PhysRange, VirtAddr};
+use granule::units::{PAGE_BYTES, PAGE_SHIFT, PhysAddr, PhysRange, VirtAddr};
 
 /// The free IOVAs of one IOMMU, for all domains that are built on it.
 pub struct Iovas {
@@ -187,6 +189,43 @@ pub fn argument(default: u64) -> u64 {
 }
 
 /// Pages that a run of bytes touches.
-pub fn pages_of(offset: u64, bytes: u64) -> std::ops::Range<u64> {
+pub fn pages_of(offset: u64, bytes: u64) -> Range<u64> {
     offset / PAGE_BYTES..(offset + bytes).div_ceil(PAGE_BYTES)
+}
+
+/// What the process's memory should hold, page by page; what is not there is zero.
+#[derive(Default)]
+pub struct Expected(HashMap<u64, Box<[u8]>>);
+
+impl Expected {
+    fn each(&mut self, offset: u64, bytes: usize, mut act: impl FnMut(&mut u8, usize)) {
+        for index in 0..bytes {
+            let at = offset + index as u64;
+            let page = self.0.entry(at >> PAGE_SHIFT).or_insert_with(|| vec![0; PAGE_BYTES as usize].into());
+            act(&mut page[(at % PAGE_BYTES) as usize], index);
+        }
+    }
+
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        self.each(offset, data.len(), |byte, index| *byte = data[index]);
+    }
+
+    pub fn check(&mut self, offset: u64, data: &[u8]) {
+        self.each(offset, data.len(), |byte, index| {
+            assert_eq!(*byte, data[index], "byte {:#x}", offset + index as u64);
+        });
+    }
+
+    pub fn discard(&mut self, pages: Range<u64>) {
+        self.0.retain(|page, _| !pages.contains(page));
+    }
+
+    /// Compares all of it with the memory itself.
+    pub fn check_all(&self, memory: &Memory) {
+        for (page, bytes) in &self.0 {
+            let mut seen = vec![0; PAGE_BYTES as usize];
+            memory.read(page << PAGE_SHIFT, &mut seen);
+            assert!(seen == **bytes, "page {page} at the end");
+        }
+    }
 }
