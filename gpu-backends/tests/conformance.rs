@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use granule::ports::Device;
+use granule::units::Pasid;
 use granule_backends::conformance::software::SoftwareUnderTest;
-use granule_backends::conformance::{self, TestDevice};
-use granule_backends::software::Broken;
+use granule_backends::conformance::{self, TestDevice, TestEngine};
+use granule_backends::software::{AddressSpace, Broken, SoftwareDevice};
 
 #[test]
 fn the_software_device_conforms() {
@@ -13,6 +15,36 @@ fn the_software_device_conforms() {
     println!("{report}");
     assert!(report.all_passed(), "{report}");
     assert_eq!(report.outcomes.len(), conformance::names().count());
+}
+
+/// A space of a device under a PASID.
+struct SpaceUnderTest(AddressSpace);
+
+impl TestDevice for SpaceUnderTest {
+    fn device(&self) -> &dyn Device {
+        &self.0
+    }
+    fn engines(&self) -> usize {
+        3
+    }
+    fn run(&self, kernel: &(dyn Fn(&mut dyn TestEngine) + Sync)) {
+        let ended = self.0.run(|engine| {
+            kernel(engine);
+            Ok(())
+        });
+        assert_eq!(ended, Ok(()), "a kernel of the suite returns no error and does not panic");
+    }
+}
+
+#[test]
+fn an_address_space_of_the_software_device_conforms() {
+    let report = conformance::run(&|| {
+        let builder = SoftwareDevice::builder().memory_bytes(16 << 20).space_memory_bytes(8 << 20);
+        let builder = builder.engines(3).fault_buffer_entries(2).pasid_bits(8);
+        let device = builder.build().expect("a small software device can be built");
+        Arc::new(SpaceUnderTest(device.address_space(Pasid(3), 8 << 20).expect("a space")))
+    });
+    assert!(report.all_passed(), "{report}");
 }
 
 /// Runs one check on a device that breaks a promise, and says how it failed.

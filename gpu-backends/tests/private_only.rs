@@ -5,9 +5,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use granule::os::private::PrivateBytes;
-use granule::ports::{Device, DeviceFault, FaultCause, MapTarget};
-use granule::units::{Access, BLOCK_BYTES, DevAddr, DevMemAddr, Iova, PAGE_BYTES, PhysAddr};
-use granule_backends::software::SoftwareDevice;
+use granule::ports::{BounceMemory, CacheSync, Device, DeviceFault, FaultCause, MapTarget, PasidDevice};
+use granule::units::{
+    Access, BLOCK_BYTES, DevAddr, DevMemAddr, Direction, Iova, PAGE_BYTES, Pasid, PhysAddr,
+};
+use granule_backends::software::{BouncePages, SoftwareDevice};
 
 struct Counting;
 
@@ -29,6 +31,39 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// What two-step DMA calls under block locks: tables, flushes, caches, bounce pages.
+#[test]
+fn the_side_of_dma_leaves_the_heap_alone() {
+    let builder = SoftwareDevice::builder().memory_bytes(2 << 20).engines(1).pasid_bits(8).non_coherent();
+    let device = builder.build().expect("a device");
+    let pages = BouncePages::new(2, PAGE_BYTES).expect("memory");
+    let memory = PrivateBytes::aligned(2 * BLOCK_BYTES, BLOCK_BYTES).expect("memory");
+    let (at, phys) = (Iova(BLOCK_BYTES), PhysAddr(memory.base().0));
+    let iommu = device.iommu();
+    device.attach_pasid(Pasid(3)).expect("attached");
+    iommu.map(at, phys, PAGE_BYTES, Access::Write).expect("links");
+    let mut bytes = [0; 8];
+    device.dma_read(Pasid(3), at, &mut bytes).expect("mapped");
+    device.dma_write(Pasid(0), at, &bytes).expect("mapped");
+    let before = CALLS.get();
+    iommu.replace(at, phys + PAGE_BYTES, PAGE_BYTES, Access::Write).expect("replaces");
+    iommu.flush_runs(&[(at, PAGE_BYTES), (at + BLOCK_BYTES, PAGE_BYTES)]);
+    let mut runs = (1..400).map(|page| (phys + page * 2 * PAGE_BYTES, PAGE_BYTES));
+    iommu.map_runs(at + PAGE_BYTES, &mut runs, Access::Read).expect("links");
+    iommu.protect(at + PAGE_BYTES, 7 * PAGE_BYTES, Access::Write).expect("linked");
+    assert!(iommu.mapped(at, BLOCK_BYTES).is_some());
+    iommu.sync(at, 400 * PAGE_BYTES);
+    iommu.unmap(at, 400 * PAGE_BYTES).expect("linked");
+    iommu.flush(at, 400 * PAGE_BYTES);
+    device.sync_for_device(phys, PAGE_BYTES, Direction::Both);
+    device.sync_for_cpu(phys, PAGE_BYTES, Direction::Both);
+    pages.clear(0);
+    pages.copy_in(0, 0, phys, 100).expect("copies");
+    pages.copy_out(0, 0, phys, 100).expect("copies");
+    device.detach_pasid(Pasid(3));
+    assert_eq!(CALLS.get(), before, "calls of the allocator while links change");
+}
 
 #[test]
 fn the_serving_side_of_the_device_leaves_the_heap_alone() {

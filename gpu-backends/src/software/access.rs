@@ -31,16 +31,19 @@ use super::fault_buffer::Answer;
 use super::memory::NEVER;
 use super::page_table::Found;
 use super::scalar::{AccessError, Scalar};
+use super::space::Space;
 use super::tlb::Tlb;
+use super::windows::is_window;
 
 /// The most that is copied in one access.
 pub(super) const CHUNK_BYTES: usize = 64 << 10;
 /// The most that is copied in one access by way of the private buffer: stays in the first level cache.
-const BOUNCE_BYTES: usize = 16 << 10;
+pub(super) const BOUNCE_BYTES: usize = 16 << 10;
 
 /// One engine, in the hands of the kernel that runs on it.
 pub struct Engine<'d> {
     pub(super) inner: &'d Inner,
+    pub(super) space: &'d Space,
     pub(super) record: &'d EngineRecord,
     pub(super) index: usize,
     pub(super) bounce: &'d PrivateBytes,
@@ -91,10 +94,11 @@ impl<'d> Engine<'d> {
             }
             None => {
                 count(&self.record.tlb_misses);
-                if self.inner.entry.lost.load(Ordering::SeqCst) != 0 {
+                let is_gone = self.space.detached.load(Ordering::SeqCst) != 0;
+                if is_gone || self.inner.entry.lost.load(Ordering::SeqCst) != 0 {
                     return Err(Nowhere::Fault);
                 }
-                let Found::Leaf(leaf) = self.inner.table.find(at) else { return Err(Nowhere::Fault) };
+                let Found::Leaf(leaf) = self.space.table.find(at) else { return Err(Nowhere::Fault) };
                 if !leaf.covers(access) {
                     return Err(Nowhere::Fault);
                 }
@@ -115,8 +119,8 @@ impl<'d> Engine<'d> {
             }
             None => {
                 count(&self.record.iotlb_misses);
-                match self.inner.iommu.table.find(target) {
-                    Found::Leaf(leaf) if leaf.covers(access) => {
+                match self.space.domain.table.find(target) {
+                    Found::Leaf(leaf) if leaf.covers(access) && !is_window(leaf.target) => {
                         self.iotlb.put(leaf, generation);
                         leaf
                     }
@@ -167,7 +171,7 @@ impl<'d> Engine<'d> {
                 Ok(())
             }
             Err(Nowhere::NotLinked(iova)) => {
-                self.inner.iommu.log.record(iova.0);
+                self.inner.log.record(iova.0);
                 Err(AccessError::Iommu { at, iova })
             }
             Ok((Some(Failed::Vanished), true)) => {
@@ -187,7 +191,8 @@ impl<'d> Engine<'d> {
     fn fault(&mut self, at: u64, access: Access) -> Result<(), AccessError> {
         self.inner.fate.fault();
         let lost = &self.inner.entry.lost;
-        match self.inner.faults.raise(self.index as u32, self.record, lost, at, access) {
+        let room = &self.inner.room;
+        match self.space.faults.raise(self.index as u32, self.record, lost, room, at, access) {
             Answer::Again => Ok(()),
             Answer::Cancelled(cause) => Err(AccessError::Fault { at, access, cause }),
             Answer::DeviceLost => Err(AccessError::DeviceLost),

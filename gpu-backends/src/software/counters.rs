@@ -33,10 +33,22 @@ pub struct Counters {
     pub cancelled: u64,
     /// Replays.
     pub replays: u64,
-    /// Accesses through an IOVA that was not linked, or not for writing.
+    /// Accesses through an IOVA that was not linked, or not for writing, and DMA that was refused for any reason.
     pub iommu_errors: u64,
     /// Where the first of them were.
     pub first_iommu_errors: [Option<Iova>; FIRST_ERRORS],
+    /// Bytes that DMA by IOVA read.
+    pub dma_read_bytes: u64,
+    /// Bytes that DMA by IOVA wrote.
+    pub dma_written_bytes: u64,
+    /// Translations for DMA that the device knew itself.
+    pub device_iotlb_hits: u64,
+    /// Translations for DMA for which the device asked the IOMMU.
+    pub device_iotlb_misses: u64,
+    /// Translations that flushes and detached PASIDs dropped from the device's IOTLB.
+    pub device_iotlb_dropped: u64,
+    /// Lines that a device which is not coherent wrote back when somebody synced.
+    pub lines_written_back: u64,
     /// Pages that were copied to the device.
     pub pages_in: u64,
     /// Pages that were copied from the device.
@@ -77,7 +89,7 @@ impl SoftwareDevice {
         };
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut first_iommu_errors = [None; FIRST_ERRORS];
-        for (shown, kept) in first_iommu_errors.iter_mut().zip(&inner.iommu.log.first) {
+        for (shown, kept) in first_iommu_errors.iter_mut().zip(&inner.log.first) {
             *shown = read(kept).checked_sub(1).map(Iova);
         }
         Counters {
@@ -87,18 +99,24 @@ impl SoftwareDevice {
             iotlb_misses: sum(|record| &record.iotlb_misses),
             stopped: sum(|record| &record.stopped),
             vanished: sum(|record| &record.vanished),
-            faults: read(&inner.faults.recorded),
-            overflows: read(&inner.faults.overflowed),
-            cancelled: read(&inner.faults.cancelled),
-            replays: read(&inner.faults.replays),
-            iommu_errors: read(&inner.iommu.log.count),
+            faults: read(&inner.space.faults.recorded),
+            overflows: read(&inner.space.faults.overflowed),
+            cancelled: read(&inner.space.faults.cancelled),
+            replays: read(&inner.space.faults.replays),
+            iommu_errors: read(&inner.log.count),
             first_iommu_errors,
+            dma_read_bytes: sum(|record| &record.dma_read),
+            dma_written_bytes: sum(|record| &record.dma_written),
+            device_iotlb_hits: read(&inner.device_iotlb.hits),
+            device_iotlb_misses: read(&inner.device_iotlb.misses),
+            device_iotlb_dropped: read(&inner.device_iotlb.dropped),
+            lines_written_back: inner.lines.as_ref().map_or(0, |lines| read(&lines.written_back)),
             pages_in: read(&inner.pages_in),
             pages_out: read(&inner.pages_out),
-            leaves: inner.table.leaves(),
-            iommu_leaves: inner.iommu.table.leaves(),
-            table_bytes: inner.table.resident_bytes(),
-            iommu_table_bytes: inner.iommu.table.resident_bytes(),
+            leaves: inner.space.table.leaves(),
+            iommu_leaves: inner.space.domain.table.leaves(),
+            table_bytes: inner.space.table.resident_bytes(),
+            iommu_table_bytes: inner.space.domain.table.resident_bytes(),
         }
     }
 }

@@ -24,6 +24,7 @@ use super::access::{CHUNK_BYTES, Engine};
 use super::builder::BuildError;
 use super::device::{Inner, PARK, SoftwareDevice};
 use super::scalar::AccessError;
+use super::space::Space;
 use super::tlb::Tlb;
 
 /// What an engine is told to call.
@@ -39,6 +40,8 @@ pub(crate) struct Job {
     running: AtomicU32,
     kernel: AtomicU64,
     call: AtomicU64,
+    /// The space in which it runs.
+    space: AtomicU64,
 }
 
 /// The threads; the last handle of the device ends them.
@@ -83,6 +86,7 @@ fn serve(inner: &Inner, index: usize, bounce: &PrivateBytes) {
     record.tid.store(unsafe { libc::syscall(libc::SYS_gettid) } as u32, Ordering::Release);
     let (mut tlb, mut iotlb) = (Tlb::new(), Tlb::new());
     let mut done = 0;
+    let mut last_space = &raw const inner.space;
     loop {
         let number = inner.job.number.load(Ordering::Acquire);
         if inner.job.ending.load(Ordering::SeqCst) != 0 {
@@ -95,7 +99,16 @@ fn serve(inner: &Inner, index: usize, bounce: &PrivateBytes) {
         done = number;
         let kernel = inner.job.kernel.load(Ordering::Relaxed) as *const ();
         let call = inner.job.call.load(Ordering::Relaxed) as *const ();
-        let mut engine = Engine { inner, record, index, bounce, tlb: &mut tlb, iotlb: &mut iotlb };
+        let at = inner.job.space.load(Ordering::Relaxed) as *const Space;
+        if at != last_space {
+            // Another space: what was remembered is not true there.
+            (tlb, iotlb, last_space) = (Tlb::new(), Tlb::new(), at);
+        }
+        // SAFETY: as below: `run_in` borrows the space for as long as the kernel.
+        let space = unsafe { &*at };
+        // SeqCst pairs with the load of whoever answers faults of one space only.
+        record.space.store(space.pasid.0, Ordering::SeqCst);
+        let mut engine = Engine { inner, space, record, index, bounce, tlb: &mut tlb, iotlb: &mut iotlb };
         // SAFETY: `run` stored a `Call` and the kernel that goes with it before it changed `number` (acquired
         // above), and keeps the kernel alive until `running` is zero, which this engine counts down below.
         unsafe { core::mem::transmute::<*const (), Call>(call)(kernel, &mut engine) };
@@ -145,14 +158,23 @@ impl SoftwareDevice {
     where
         F: Fn(&mut Engine<'_>) -> Result<(), AccessError> + Sync,
     {
+        self.run_in(&self.inner.space, kernel)
+    }
+
+    /// Runs a kernel in a space of this device.
+    pub(super) fn run_in<F>(&self, space: &Space, kernel: F) -> Result<(), AccessError>
+    where
+        F: Fn(&mut Engine<'_>) -> Result<(), AccessError> + Sync,
+    {
         let job = &self.inner.job;
         let run = Run { kernel: &kernel, failed: Mutex::new(None) };
         {
             let _turn = self.inner.turn.lock(PARK);
             job.kernel.store((&raw const run) as u64, Ordering::Relaxed);
             job.call.store(call::<F> as *const () as u64, Ordering::Relaxed);
+            job.space.store((&raw const *space) as u64, Ordering::Relaxed);
             job.running.store(self.inner.engines.len() as u32, Ordering::Relaxed);
-            // Release publishes the three stores to the engines' acquire.
+            // Release publishes the four stores to the engines' acquire.
             job.number.fetch_add(1, Ordering::Release);
             FutexPark.unpark_all(&job.number);
             loop {

@@ -4,7 +4,7 @@
 //! * An *engine* makes one access at a time. Its [`EngineRecord`] says how far it is: outside, inside (it uses
 //!   translations and device memory), or inside system memory.
 //! * A *closer* runs `flush` or `quiesce`. Any number of flushes may run at once, and one quiesce beside them.
-//!   Both wait for every access, to device memory, too: while events of the CPU's address space are read and
+//!   (One per address space of the device: the gate counts.) Both wait for every access, to device memory, too: while events of the CPU's address space are read and
 //!   applied, a translation to device memory may be one of a mapping that is gone already.
 //!
 //! # The phase word of an engine
@@ -61,6 +61,10 @@ pub(crate) struct EngineRecord {
     pub(super) iotlb_misses: AtomicU64,
     pub(super) stopped: AtomicU64,
     pub(super) vanished: AtomicU64,
+    pub(super) dma_read: AtomicU64,
+    pub(super) dma_written: AtomicU64,
+    /// The PASID of the space in which its kernel runs.
+    pub(super) space: AtomicU32,
 }
 
 // SAFETY: atomics only; a zeroed record is an engine outside of any access, without a fault.
@@ -78,7 +82,7 @@ pub(super) fn count(counter: &AtomicU64) {
 pub(crate) struct Entry {
     generation: AtomicU64,
     completed: AtomicU64,
-    /// 1 while the device is closed.
+    /// How many services have closed the device.
     gate: AtomicU32,
     gate_waiters: AtomicU32,
     /// 1 when the device is lost.
@@ -138,8 +142,11 @@ impl Entry {
             core::hint::spin_loop();
         }
         self.gate_waiters.fetch_add(1, Ordering::SeqCst);
-        while self.gate.load(Ordering::SeqCst) != 0 {
-            FutexPark.park(&self.gate, 1);
+        loop {
+            match self.gate.load(Ordering::SeqCst) {
+                0 => break,
+                closers => FutexPark.park(&self.gate, closers),
+            }
         }
         self.gate_waiters.fetch_sub(1, Ordering::SeqCst);
     }
@@ -163,15 +170,15 @@ impl Entry {
 
     /// Closes the device and waits until no engine is inside an access.
     pub(crate) fn quiesce(&self, engines: &[EngineRecord]) {
-        let before = self.gate.swap(1, Ordering::SeqCst);
-        debug_assert_eq!(before, 0, "quiesce comes once before a resume");
+        self.gate.fetch_add(1, Ordering::SeqCst);
         self.expel_all(engines);
     }
 
     /// Opens the device.
     pub(crate) fn resume(&self) {
-        self.gate.store(0, Ordering::SeqCst);
-        if self.gate_waiters.load(Ordering::SeqCst) != 0 {
+        let before = self.gate.fetch_sub(1, Ordering::SeqCst);
+        debug_assert_ne!(before, 0, "resume comes after quiesce");
+        if before == 1 && self.gate_waiters.load(Ordering::SeqCst) != 0 {
             FutexPark.unpark_all(&self.gate);
         }
     }

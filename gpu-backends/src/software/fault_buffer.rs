@@ -20,7 +20,9 @@
 //!    an older fault (whose number differs) does nothing.
 //! 3. The doorbell changes after a record is in the buffer and after an interrupt is noted; a waiter samples it
 //!    before it looks at either.
-//! 4. Faults while nobody is attached end at once. A record whose engine was answered already may still be in the
+//! 4. Each address space has a buffer. An engine is of the space in which its kernel runs, and only its buffer
+//!    answers it; what says that there is room again is one word for all of them.
+//! 5. Faults while nobody is attached end at once. A record whose engine was answered already may still be in the
 //!    buffer; whoever fetches it serves a page that nobody waits for.
 
 use granule::os::FutexPark;
@@ -52,8 +54,8 @@ pub(crate) struct FaultBuffer {
     lock: WordLock,
     put: AtomicU32,
     get: AtomicU32,
-    /// Changes when room was made.
-    room: AtomicU32,
+    /// The space whose faults these are.
+    space: u32,
     /// Changes when there is something to fetch or to be interrupted by.
     doorbell: AtomicU32,
     interrupts: AtomicU32,
@@ -68,13 +70,13 @@ pub(crate) struct FaultBuffer {
 }
 
 impl FaultBuffer {
-    pub(crate) fn new(entries: usize) -> Result<Self, PrivateError> {
+    pub(crate) fn new(entries: usize, space: u32) -> Result<Self, PrivateError> {
         Ok(Self {
             records: Slab::new(entries)?,
             lock: WordLock::new(),
             put: AtomicU32::new(0),
             get: AtomicU32::new(0),
-            room: AtomicU32::new(0),
+            space,
             doorbell: AtomicU32::new(0),
             interrupts: AtomicU32::new(0),
             attached: AtomicU32::new(0),
@@ -101,6 +103,7 @@ impl FaultBuffer {
         engine: u32,
         record: &EngineRecord,
         lost: &AtomicU32,
+        room: &AtomicU32,
         at: u64,
         access: Access,
     ) -> Answer {
@@ -115,9 +118,9 @@ impl FaultBuffer {
         }
         let words =
             [at, u64::from(number) << 32 | u64::from(engine) << 1 | u64::from(access == Access::Write)];
-        while let Err(sampled) = self.try_put(words) {
+        while let Err(sampled) = self.try_put(room, words) {
             self.overflowed.fetch_add(1, Ordering::Relaxed);
-            FutexPark.park(&self.room, sampled);
+            FutexPark.park(room, sampled);
             if record.fault.load(Ordering::SeqCst) & STATE != RECORDED {
                 break;
             }
@@ -135,8 +138,8 @@ impl FaultBuffer {
     }
 
     /// Puts a record in, or says on which value of `room` to wait.
-    fn try_put(&self, words: [u64; 2]) -> Result<(), u32> {
-        let sampled = self.room.load(Ordering::SeqCst);
+    fn try_put(&self, room: &AtomicU32, words: [u64; 2]) -> Result<(), u32> {
+        let sampled = room.load(Ordering::SeqCst);
         let _held = self.lock.lock(&FutexPark);
         if self.len() as usize == self.records.len() {
             return Err(sampled);
@@ -154,7 +157,7 @@ impl FaultBuffer {
         Ok(())
     }
 
-    pub(crate) fn fetch(&self, engines: &[EngineRecord], out: &mut [DeviceFault]) -> usize {
+    pub(crate) fn fetch(&self, engines: &[EngineRecord], room: &AtomicU32, out: &mut [DeviceFault]) -> usize {
         let _held = self.lock.lock(&FutexPark);
         let taken = out.len().min(self.len() as usize);
         for fault in &mut out[..taken] {
@@ -175,15 +178,15 @@ impl FaultBuffer {
             );
         }
         if taken > 0 {
-            self.room.fetch_add(1, Ordering::SeqCst);
-            FutexPark.unpark_all(&self.room);
+            room.fetch_add(1, Ordering::SeqCst);
+            FutexPark.unpark_all(room);
         }
         taken
     }
 
     pub(crate) fn replay(&self, engines: &[EngineRecord]) {
         self.replays.fetch_add(1, Ordering::Relaxed);
-        for record in engines {
+        for record in engines.iter().filter(|record| self.is_here(record)) {
             let word = record.fault.load(Ordering::SeqCst);
             if word & STATE == FETCHED {
                 answer(record, word & !STATE, REPLAYED);
@@ -200,8 +203,8 @@ impl FaultBuffer {
     }
 
     /// Ends every wait of every engine: the device is gone.
-    pub(crate) fn lose(&self, engines: &[EngineRecord]) {
-        self.end_all(engines, LOST);
+    pub(crate) fn lose(engines: &[EngineRecord], room: &AtomicU32) {
+        end_all(engines.iter(), room, LOST);
     }
 
     /// Faults are served from now on.
@@ -210,31 +213,19 @@ impl FaultBuffer {
     }
 
     /// Faults are not served any more; those that wait have ended when this returns.
-    pub(crate) fn detach(&self, engines: &[EngineRecord]) {
+    pub(crate) fn detach(&self, engines: &[EngineRecord], room: &AtomicU32) {
         self.attached.store(0, Ordering::SeqCst);
         {
             let _held = self.lock.lock(&FutexPark);
             self.get.store(self.put.load(Ordering::Relaxed), Ordering::Release);
         }
-        self.end_all(engines, CANCELLED + FaultCause::ShuttingDown as u32);
+        let here = engines.iter().filter(|record| self.is_here(record));
+        end_all(here, room, CANCELLED + FaultCause::ShuttingDown as u32);
     }
 
-    fn end_all(&self, engines: &[EngineRecord], state: u32) {
-        let end = |word: u32| matches!(word & STATE, RECORDED | FETCHED).then_some(word & !STATE | state);
-        for record in engines {
-            let mut word = record.fault.load(Ordering::SeqCst);
-            while let Some(ended) = end(word) {
-                match record.fault.compare_exchange(word, ended, Ordering::SeqCst, Ordering::SeqCst) {
-                    Ok(_) => {
-                        FutexPark.unpark_all(&record.fault);
-                        break;
-                    }
-                    Err(now) => word = now,
-                }
-            }
-        }
-        self.room.fetch_add(1, Ordering::SeqCst);
-        FutexPark.unpark_all(&self.room);
+    /// Whether the engine's kernel runs in this space.
+    fn is_here(&self, record: &EngineRecord) -> bool {
+        record.space.load(Ordering::SeqCst) == self.space
     }
 
     pub(crate) fn wait(&self) {
@@ -264,6 +255,18 @@ impl FaultBuffer {
         self.interrupts.fetch_add(1, Ordering::SeqCst);
         self.ring();
     }
+}
+
+/// Ends every fault that these engines wait for.
+fn end_all<'e>(engines: impl Iterator<Item = &'e EngineRecord>, room: &AtomicU32, state: u32) {
+    let end = |word: u32| matches!(word & STATE, RECORDED | FETCHED).then_some(word & !STATE | state);
+    for record in engines {
+        if record.fault.fetch_update(Ordering::SeqCst, Ordering::SeqCst, end).is_ok() {
+            FutexPark.unpark_all(&record.fault);
+        }
+    }
+    room.fetch_add(1, Ordering::SeqCst);
+    FutexPark.unpark_all(room);
 }
 
 /// Answers a fetched fault; `false` if it is not waiting any more.

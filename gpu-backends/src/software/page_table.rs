@@ -147,22 +147,6 @@ impl PageTable {
         self.set_locked(at, bytes, target, system, access, quiet)
     }
 
-    /// As `set`, but only if nothing is mapped in the range: else the first page that is.
-    pub(crate) fn set_absent(
-        &self,
-        at: u64,
-        bytes: u64,
-        target: u64,
-        access: Access,
-        quiet: &dyn Quiet,
-    ) -> Result<Result<(), u64>, OutOfNodes> {
-        let _held = self.lock.lock(&FutexPark);
-        if let Some(page) = self.first(at, bytes, true) {
-            return Ok(Err(page));
-        }
-        self.set_locked(at, bytes, target, true, access, quiet).map(Ok)
-    }
-
     fn set_locked(
         &self,
         at: u64,
@@ -476,6 +460,10 @@ impl PageTable {
             + self.out_stamp.resident_bytes()
     }
 }
+
+#[path = "page_table_runs.rs"]
+mod runs;
+pub(crate) use runs::NotSet;
 
 #[cfg(test)]
 #[path = "page_table_tests.rs"]

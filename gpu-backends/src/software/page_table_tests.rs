@@ -149,3 +149,67 @@ fn random_edits_agree_with_a_map_of_pages() {
         }
     }
 }
+
+#[test]
+fn runs_of_absent_pages_agree_with_a_map_of_pages_and_leave_nothing_of_a_refused_call() {
+    let (table, quiet) = (PageTable::new(40).expect("memory"), Flushes::default());
+    let mut model: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut random = 11u64;
+    let mut next = move |below: u64| {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (random >> 33) % below
+    };
+    let space = 3 * 512;
+    let (mut taken, mut refused, mut beyond) = (0, 0, 0);
+    for step in 0..4000 {
+        if step % 3 == 2 {
+            let (first, pages) = (next(space), 1 + next(700));
+            let pages = pages.min(space - first);
+            table.clear(BASE + first * PAGE_BYTES, pages * PAGE_BYTES, &quiet);
+            model.retain(|page, _| !(first..first + pages).contains(page));
+            continue;
+        }
+        let first = if next(2) == 0 { next(space) } else { next(space) & !15 };
+        let mut runs = Vec::new();
+        for _ in 0..1 + next(5) {
+            let pages = if next(4) == 0 { 16 * (1 + next(32)) } else { 1 + next(20) };
+            let target = if next(2) == 0 { first } else { next(1 << 20) };
+            runs.push((target * PAGE_BYTES, pages * PAGE_BYTES));
+        }
+        let pages: Vec<u64> = runs
+            .iter()
+            .flat_map(|(target, bytes)| (0..bytes / PAGE_BYTES).map(move |page| target + page * PAGE_BYTES))
+            .collect();
+        let end = BASE + space * PAGE_BYTES;
+        let result = table.set_absent(BASE + first * PAGE_BYTES, end, &mut runs.into_iter(), RW, &quiet);
+        let places = first..first + pages.len() as u64;
+        match result {
+            Ok(bytes) => {
+                assert_eq!(bytes, pages.len() as u64 * PAGE_BYTES);
+                for (page, target) in places.zip(pages) {
+                    assert_eq!(model.insert(page, target), None, "page {page} was mapped already");
+                }
+                taken += 1;
+            }
+            Err((NotSet::Present(page), _)) => {
+                assert!(model.contains_key(&((page - BASE) / PAGE_BYTES)));
+                refused += 1;
+            }
+            Err((NotSet::Beyond, _)) => {
+                assert!(places.end > space);
+                beyond += 1;
+            }
+            Err((NotSet::OutOfNodes, _)) => panic!("40 nodes are enough"),
+        }
+        if step % 10 == 0 {
+            for page in 0..space {
+                let here = BASE + page * PAGE_BYTES;
+                let found = at(&table, here).map(|leaf| leaf.target + (here - leaf.base));
+                assert_eq!(found, model.get(&page).copied(), "page {page} after step {step}");
+            }
+        }
+    }
+    assert!(taken > 100 && refused > 100 && beyond > 20, "{taken} {refused} {beyond}");
+    table.clear(BASE, space * PAGE_BYTES, &quiet);
+    assert_eq!(table.leaves(), LeafCounts::default());
+}

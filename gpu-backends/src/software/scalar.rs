@@ -4,6 +4,8 @@ use granule::ports::FaultCause;
 use granule::units::{Access, Iova};
 use thiserror::Error;
 
+use super::dma::DmaRefused;
+
 /// Why a kernel's access, or the kernel, failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[non_exhaustive]
@@ -46,6 +48,9 @@ pub enum AccessError {
         /// Through which IOVA.
         iova: Iova,
     },
+    /// DMA by IOVA was refused.
+    #[error(transparent)]
+    Dma(#[from] DmaRefused),
     /// The host has no memory for the device's memory.
     #[error("the device's own memory at {at:#x} failed; free memory on the host")]
     DeviceMemory {
