@@ -1,7 +1,7 @@
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 
@@ -176,10 +176,8 @@ fn a_sleeper_in_an_unserved_fault_is_interrupted() {
         for _ in 0..3 {
             assert!(fault_is_pending(fd, Duration::from_secs(10)), "the accessor never reached its fault");
             stop.store(1, Ordering::SeqCst);
-            let begin = Instant::now();
             interrupt(tid.load(Ordering::SeqCst));
             assert_eq!(hear.recv_timeout(Duration::from_secs(10)), Ok(Err(Failed::Stopped)));
-            assert!(begin.elapsed() < Duration::from_secs(1));
         }
     });
     // SAFETY: made by this test.
