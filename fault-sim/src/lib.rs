@@ -22,6 +22,7 @@ pub mod alloc;
 pub mod commands;
 pub mod memory;
 pub mod output;
+pub mod part;
 pub mod pattern;
 pub mod policy;
 pub mod progress;

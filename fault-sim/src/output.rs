@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use thiserror::Error;
 
+use crate::part::Part;
 use crate::{FAILED, REFUSED};
 
 /// The form of a result.
@@ -50,12 +51,11 @@ impl Output {
     }
 }
 
-/// Writes a file by way of a neighbour, so that it is never half there.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), OutputError> {
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));
-    written.map_err(|source| OutputError { path: path.to_owned(), source })
+    let error = |source| OutputError { path: path.to_owned(), source };
+    let part = Part::of(path).map_err(error)?;
+    let written = std::fs::write(part.at(), bytes).and_then(|()| part.finish());
+    written.inspect_err(|_| part.give_up()).map_err(error)
 }
 
 /// What a command ends with: an error that refuses it before any work, or one on the way.

@@ -1,5 +1,5 @@
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use parquet::basic::Encoding;
@@ -12,6 +12,7 @@ use parquet::schema::types::ColumnPath;
 
 use super::schema::{COLUMNS, schema};
 use super::{Event, EventKind, Footprint, Metadata, TraceError};
+use crate::part::Part;
 
 /// Events in a row group: what the writer holds in memory, 32 bytes each.
 const ROWS: usize = 1 << 19;
@@ -31,9 +32,7 @@ pub struct Summary {
 
 /// Writes a trace, row group by row group.
 pub struct TraceWriter {
-    /// Where it is written, until it is whole.
-    part: PathBuf,
-    path: PathBuf,
+    part: Part,
     file: SerializedFileWriter<File>,
     pairs: Vec<(&'static str, String)>,
     rows: Vec<Event>,
@@ -49,11 +48,12 @@ impl TraceWriter {
     /// # Errors
     /// The file cannot be made.
     pub fn create(path: &Path, metadata: &Metadata) -> Result<Self, TraceError> {
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let io = |source| TraceError::Io { what: "created", path: part.clone(), source };
-        let file = File::create(&part).map_err(io)?;
+        let created = |path: &Path| {
+            let path = path.to_owned();
+            move |source| TraceError::Io { what: "created", path, source }
+        };
+        let part = Part::of(path).map_err(created(path))?;
+        let file = File::create(part.at()).map_err(created(part.at()))?;
         let begin = || -> Result<_, ParquetError> {
             let mut properties = WriterProperties::builder()
                 .set_writer_version(WriterVersion::PARQUET_2_0)
@@ -68,11 +68,13 @@ impl TraceWriter {
             }
             SerializedFileWriter::new(file, schema()?, Arc::new(properties.build()))
         };
-        let file =
-            begin().map_err(|source| TraceError::Parquet { what: "begun", path: part.clone(), source })?;
+        let file = begin().map_err(|source| TraceError::Parquet {
+            what: "begun",
+            path: part.at().to_owned(),
+            source,
+        })?;
         Ok(Self {
             part,
-            path: path.to_owned(),
             file,
             pairs: metadata.pairs(),
             rows: Vec::with_capacity(ROWS),
@@ -157,16 +159,16 @@ impl TraceWriter {
             self.file.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
         self.file.finish().map_err(|source| self.failed(source))?;
-        std::fs::rename(&self.part, &self.path).map_err(|source| TraceError::Io {
+        self.part.finish().map_err(|source| TraceError::Io {
             what: "renamed",
-            path: self.part.clone(),
+            path: self.part.at().to_owned(),
             source,
         })?;
         Ok(self.summary())
     }
 
     fn failed(&self, source: ParquetError) -> TraceError {
-        TraceError::Parquet { what: "written", path: self.part.clone(), source }
+        TraceError::Parquet { what: "written", path: self.part.at().to_owned(), source }
     }
 
     fn flush(&mut self) -> Result<(), TraceError> {

@@ -153,6 +153,25 @@ fn a_full_disk_is_an_error() {
     assert!(!folder.file("t").exists());
 }
 
+/// A result or a trace goes into a pipe or a device, never in its place.
+#[test]
+fn what_is_no_plain_file_is_not_replaced() {
+    let folder = Folder::new();
+    std::os::unix::fs::symlink("/dev/full", folder.file("full")).expect("a link");
+    fails(&folder, 1, &["gen", "stream", "--size", "8MiB", "-o", "full"], "full cannot be written");
+    said(&folder, &["gen", "stream", "--size", "8MiB", "-o", "t"]);
+    fails(&folder, 1, &["inspect", "t", "-o", "full"], "cannot be written to full");
+    let there = std::fs::metadata(folder.file("full")).expect("it is still there");
+    assert!(!there.is_file(), "the device stands where it stood");
+    let through = object(&folder, &["inspect", "t", "-o", "/dev/stdout"]);
+    assert_eq!(through, object(&folder, &["inspect", "t", "--json"]));
+    std::os::unix::fs::symlink("t", folder.file("link")).expect("a link");
+    said(&folder, &["gen", "stream", "--size", "16MiB", "-o", "link"]);
+    let link = std::fs::symlink_metadata(folder.file("link")).expect("it is still there");
+    assert!(link.is_symlink(), "what is behind a link is replaced, not the link");
+    assert!(!folder.file("t.part").exists());
+}
+
 /// Every number that `replay` prints is explained.
 #[test]
 fn the_page_about_replay_is_complete() {
