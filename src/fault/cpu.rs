@@ -2,10 +2,7 @@ use super::invalidate::{freeze, settle};
 use crate::granule::{BlockGuard, TransitBusy};
 use crate::migrate::{Space, extents};
 use crate::ports::{Count, DeviceError, Host, HostError, WORDS_PER_PAGE};
-use crate::units::{
-    Access, BlockNo, PAGE_BYTES, PAGE_SHIFT, PAGES_PER_SLOT_64K, PageIndex, PageMask, Seat, VirtAddr,
-    VirtRange,
-};
+use crate::units::{Access, BlockNo, PAGE_BYTES, PAGE_SHIFT, PageIndex, PageMask, Seat, VirtAddr, VirtRange};
 
 /// A thread of the application waits for a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -235,10 +232,14 @@ fn bring<H: Host>(
     (give.settled(), stopped)
 }
 
-/// Zero-fills the faulted page and what follows it in its 64 KiB, as far as `absent` allows.
+/// Pages that are filled at once, from the faulted one to the end of their unit: being told of a touch costs as much as
+/// mapping the page of zeros some hundred times, and that takes no memory.
+const FILL_PAGES: usize = 128;
+
+/// Zero-fills the faulted page and what follows it in its unit, as far as `absent` allows.
 fn fill<H: Host>(space: &Space<'_, H>, fault: &CpuFault, absent: PageMask) -> CpuServed {
     let page = PageIndex::of(fault.at).0 as usize;
-    let unit_end = (page / PAGES_PER_SLOT_64K + 1) * PAGES_PER_SLOT_64K;
+    let unit_end = (page / FILL_PAGES + 1) * FILL_PAGES;
     let run = absent & PageMask::of_range(page..unit_end);
     let pages = run.runs().next().map_or(1, |run| run.len() as u64);
     let start = fault.at.page_floor();
