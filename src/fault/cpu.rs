@@ -2,7 +2,9 @@ use super::invalidate::{freeze, settle};
 use crate::granule::{BlockGuard, TransitBusy};
 use crate::migrate::{Space, extents};
 use crate::ports::{Count, DeviceError, Host, HostError, WORDS_PER_PAGE};
-use crate::units::{Access, BlockNo, PAGE_BYTES, PAGE_SHIFT, PageIndex, PageMask, Seat, VirtAddr, VirtRange};
+use crate::units::{
+    Access, BlockNo, PAGE_BYTES, PAGE_SHIFT, PAGES_PER_BLOCK, PageIndex, PageMask, Seat, VirtAddr, VirtRange,
+};
 
 /// A thread of the application waits for a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -234,7 +236,7 @@ fn bring<H: Host>(
 
 /// Pages that are filled at once, from the faulted one to the end of their unit: being told of a touch costs as much as
 /// mapping the page of zeros some hundred times, and that takes no memory.
-const FILL_PAGES: usize = 128;
+const FILL_PAGES: usize = PAGES_PER_BLOCK / 4;
 
 /// Zero-fills the faulted page and what follows it in its unit, as far as `absent` allows.
 fn fill<H: Host>(space: &Space<'_, H>, fault: &CpuFault, absent: PageMask) -> CpuServed {
