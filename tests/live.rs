@@ -1,16 +1,39 @@
 //! The main job on real memory: plain allocations, a device that faults, a CPU that takes pages back.
 #![cfg(not(granule_loom))]
 
+mod real;
+
 use granule::ports::Count;
 use granule::{Granularity, Svm};
 use granule_backends::software::SoftwareDevice;
+use real::{MIB, PAGE, World, alone, map_aligned, peek, poke, unmap};
 
 fn device(memory_bytes: u64) -> SoftwareDevice {
     SoftwareDevice::builder().memory_bytes(memory_bytes).engines(2).build().expect("a software device")
 }
 
+/// Pages beside one on a device are filled in runs, also where the mapping ends before the unit of filling does.
+#[test]
+fn a_small_mapping_is_not_filled_page_by_page() {
+    let _alone = alone(60);
+    let world = World::new(64 * MIB, |builder| builder.granularity(Granularity::Kib4));
+    let base = map_aligned(2 * MIB);
+    unmap(base + 64 * PAGE, 2 * MIB - 64 * PAGE);
+    world.store(base, 7).expect("writable memory");
+    let before = world.count(Count::CpuFaults);
+    for page in 1..64 {
+        poke(base + page * PAGE, page as u64);
+    }
+    let faults = world.count(Count::CpuFaults) - before;
+    assert!((1..=8).contains(&faults), "63 pages took {faults} faults");
+    assert!((1..64).all(|page| peek(base + page * PAGE) == page as u64));
+    assert_eq!(peek(base), 7);
+    unmap(base, 64 * PAGE);
+}
+
 #[test]
 fn a_device_increments_a_vector_that_nobody_registered() {
+    let _alone = alone(60);
     let device = device(64 << 20);
     let svm = Svm::builder().device(device.clone()).granularity(Granularity::Kib64).build().unwrap();
     let numbers: Vec<u64> = (0..1 << 20).collect();
