@@ -151,8 +151,8 @@ fn live(c: &mut Criterion, report: &mut Report) {
             Row::speed("two engines in one space against two spaces, live", 2 * half, &pairs, Bound::None);
         report.push(row.note(
             "by the code, what holds one space back: its one device thread ends a batch before it fetches the next, \
-             and hands a batch of two blocks to the pool (two wake-ups) where it serves a single block itself; the \
-             kernel's lock of the address space is shared in both cases",
+             and wakes a thread of the pool for the second block of a batch of two; the kernel's lock of the address \
+             space is shared in both cases",
         ));
     }
 }

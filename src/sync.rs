@@ -172,6 +172,7 @@ impl WordLock {
     }
 
     /// Takes the lock, sleeping through `park` while somebody else holds it. The guard gives it back.
+    #[inline]
     pub fn lock<'a>(&'a self, park: &'a dyn Park) -> WordGuard<'a> {
         // Acquire pairs with the release in `WordGuard::drop`.
         if self.0.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_err() {
@@ -209,6 +210,7 @@ pub struct WordGuard<'a> {
 }
 
 impl Drop for WordGuard<'_> {
+    #[inline]
     fn drop(&mut self) {
         // Release pairs with the acquire of the next taker.
         let release = if holds(Rule::LockReleases) { Ordering::Release } else { Ordering::Relaxed };

@@ -4,11 +4,11 @@ use granule::migrate::{Space, SpaceDevice};
 use granule::os::FutexPark;
 use granule::policy::Policy;
 use granule::ports::{
-    Count, Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, FollowCount, Give, Host, HostError,
-    HostEvent, Iommu, IommuError, Lookup, MapTarget, Mapped, Mirrored, Probe, StagingId, Take, Timing, Vma,
-    VmaKind, WORDS_PER_PAGE, Word,
+    Count, Counts, Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, FollowCount, Give, Host,
+    HostError, HostEvent, Iommu, IommuError, Lookup, MapTarget, Mapped, Mirrored, Probe, StagingId, Take,
+    Timing, Vma, VmaKind, WORDS_PER_PAGE, Word,
 };
-use granule::sync::{AtomicU32, AtomicU64, Ordering};
+use granule::sync::AtomicU32;
 use granule::units::{
     Access, BLOCK_BYTES, BlockNo, DevAddr, DevMemAddr, Iova, PAGE_BYTES, PAGES_PER_BLOCK, PageMask, PhysAddr,
     SPACE_BYTES, VirtAddr, VirtRange,
@@ -139,28 +139,19 @@ impl Iommu for NoopDevice {
     fn flush(&self, _: Iova, _: u64) {}
 }
 
-/// Counts as the service does: one relaxed addition each.
-pub struct AtomicProbe {
-    counts: Vec<AtomicU64>,
-}
-
-impl Default for AtomicProbe {
-    fn default() -> Self {
-        Self { counts: Count::ALL.iter().map(|_| AtomicU64::new(0)).collect() }
-    }
-}
+/// Counts as the service does.
+#[derive(Default)]
+pub struct AtomicProbe(Counts);
 
 impl AtomicProbe {
     pub fn count(&self, what: Count) -> u64 {
-        self.counts[what as usize].load(Ordering::Relaxed)
+        self.0.get(what)
     }
 }
 
 impl Probe for AtomicProbe {
     fn add(&self, what: Count, n: u64) {
-        if n > 0 {
-            self.counts[what as usize].fetch_add(n, Ordering::Relaxed);
-        }
+        self.0.add(what, n);
     }
     fn time(&self, _: Timing, _: u64) {}
 }

@@ -81,7 +81,7 @@ pub fn serve_cpu<H: Host>(space: &Space<'_, H>, fault: &CpuFault) -> CpuServed {
     freeze(space, &block, &pages);
     let (home, stopped) = bring(space, &mut block, &pages);
     block.came_home(&home);
-    space.probe.add(Count::PagesToRam, home.count() as u64);
+    space.count_pages(Count::PagesToRam, &home);
     settle(space, &mut block, index, &home);
     if home.contains(page) {
         return CpuServed::Woken;

@@ -77,7 +77,7 @@ pub fn share_with_child<H: Host>(space: &Space<'_, H>, child: u32) {
                 });
                 // Absent from the mapping still: a touch finds them in RAM.
                 block.came_home(&home);
-                space.probe.add(Count::PagesToRam, home.count() as u64);
+                space.count_pages(Count::PagesToRam, &home);
                 settle(space, &mut block, index, &home);
             }
             let moving = block.mover().map(|seat| &space.transits[seat.0 as usize]);

@@ -52,7 +52,7 @@ pub fn forget_contents<H: Host>(
         }
         save(&block, &hit);
         let private = block.device_private() & hit;
-        space.probe.add(Count::InvalidatedPages, private.count() as u64);
+        space.count_pages(Count::InvalidatedPages, &private);
         block.forget(&hit, space.transits);
         settle(space, &mut block, index, &hit);
         block.end_invalidation();

@@ -100,7 +100,7 @@ fn enter<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, job: &Link<'
             let linked = PageMask::of_range(run);
             let writable = if access == Access::Write { linked } else { PageMask::EMPTY };
             block.linked(job.device, &linked, &writable);
-            space.probe.add(Count::PagesLinked, linked.count() as u64);
+            space.count_pages(Count::PagesLinked, &linked);
         }
     }
     enter_linked(space, block, job.device, &job.pages).map_err(drop)

@@ -1,7 +1,7 @@
 use super::link::{Link, link};
 use super::{BlockFault, Climb, Ladder, classify};
 use crate::granule::BlockIndex;
-use crate::migrate::{Evicted, Moved, Retry, Space, ToDevice, evict_one, map_resident, to_device, to_ram};
+use crate::migrate::{Evicted, Moved, Retry, Space, ToDevice, evict_one, map_again, to_device, to_ram};
 use crate::policy::{DeviceFaultView, Place};
 use crate::ports::{Count, FaultCause, Host, HostError, Lookup, Vma, VmaKind};
 use crate::units::{Access, GRANULE_BYTES, PageMask, Seat, VirtRange};
@@ -12,24 +12,35 @@ use crate::units::{Access, GRANULE_BYTES, PageMask, Seat, VirtRange};
 pub struct Answer {
     /// The device may access these.
     pub served: PageMask,
-    /// All pages that failed; `causes` says of each why, and is looked at only if there are any.
+    /// All pages that failed.
     failed: PageMask,
-    causes: [PageMask; FaultCause::COUNT],
+    /// Why: bit *i* of a failed page's cause, by its number, is in plane *i*.
+    causes: [PageMask; CAUSE_BITS],
 }
+
+/// Bits of the number of a cause.
+const CAUSE_BITS: usize = 1 + FaultCause::COUNT.ilog2() as usize;
 
 impl Answer {
     /// Why a page failed, if it did.
     pub fn cause(&self, page: crate::units::PageIndex) -> Option<FaultCause> {
-        let at = self.causes.iter().position(|pages| pages.contains(page))?;
-        Some(FaultCause::ALL[at])
+        let bit = |plane: usize| usize::from(self.causes[plane].contains(page)) << plane;
+        let number: usize = (0..CAUSE_BITS).map(bit).sum();
+        self.failed.contains(page).then(|| FaultCause::ALL[number - 1])
     }
     /// All pages that failed.
     pub fn failed(&self) -> PageMask {
         self.failed
     }
+    /// Pages that failed already keep their first cause.
     fn fail(&mut self, pages: &PageMask, cause: FaultCause) {
-        self.failed |= *pages;
-        self.causes[cause as usize - 1] |= *pages;
+        let pages = *pages - self.failed;
+        self.failed |= pages;
+        for (bit, plane) in self.causes.iter_mut().enumerate() {
+            if cause as usize >> bit & 1 != 0 {
+                *plane |= pages;
+            }
+        }
     }
 }
 
@@ -94,7 +105,7 @@ pub fn serve<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &BlockFault) -> A
             Climb::GiveUp => answer.fail(&pending, FaultCause::RetriesSpent),
         }
     }
-    space.probe.add(Count::FaultsFailed, answer.failed().count() as u64);
+    space.count_pages(Count::FaultsFailed, &answer.failed());
     answer
 }
 
@@ -136,7 +147,7 @@ fn attempt<H: Host>(
     let faulted = *pending & mapping;
     let written = fault.written & faulted;
 
-    let inside = space.gate.enter(seat, space.park);
+    // Only a look, so outside of the gate: whatever is done about what is seen checks the sequence again.
     let block = space.tables.lock(index, space.park);
     if !block.is_unchanged(sample) {
         return Try::Again(Retry::Sequence);
@@ -144,15 +155,21 @@ fn attempt<H: Host>(
     let seen = classify(&block, fault.device, &faulted, &written);
     let resident_here = block.device_private();
     let away = resident_here | block.in_transit();
-    if !seen.resident.is_empty() && map_resident(space, &block, fault.device, &seen.resident, &vma).is_err() {
-        answer.fail(&seen.resident, FaultCause::DeviceFailed);
-        return Try::Answered;
-    }
     let busy = block.transit_busy();
     drop(block);
-    drop(inside);
-
-    answer.served |= seen.resident;
+    if !seen.resident.is_empty() {
+        let job =
+            ToDevice { block: index, pages: seen.resident, device: fault.device, vma: &vma, looked, sample };
+        let moved = map_again(space, seat, &job);
+        answer.served |= moved.arrived;
+        if let Some(cause) = moved.failed {
+            answer.fail(&seen.resident, cause);
+            return Try::Answered;
+        }
+        if let Some(why) = moved.retry {
+            return Try::Again(why);
+        }
+    }
     let again = if fault.prefetch && tries.may_move && vma.kind == VmaKind::Movable {
         seen.linked
     } else {

@@ -27,11 +27,13 @@ pub struct BlockRecord {
     mover: LockedU32,
     /// Index of the record of 4 KiB slots, plus one; 0: none.
     fine: LockedU32,
-    /// Neighbours in the order of eviction, plus one; guarded by that order's lock, not by the block's.
+    /// The list of the order of eviction that the block is in, plus one; 0: none.
+    pub(crate) order_shard: LockedU32,
+    /// Neighbours in that list, plus one; guarded by the list's lock, not by the block's.
     pub(crate) order_prev: LockedU32,
     pub(crate) order_next: LockedU32,
-    /// Whether the block is in the order of eviction; guarded like the neighbours.
-    pub(crate) order_member: LockedU32,
+    /// When it came in; guarded like the neighbours.
+    pub(crate) order_stamp: LockedU32,
     device_private: Bitmap,
     in_transit: Bitmap,
     /// Device memory: entry *i* holds the slot of pages 16*i* to 16*i*+15, plus one, in units of 64 KiB. With a
@@ -85,16 +87,19 @@ impl BlockRecord {
     }
 
     /// Which block this is.
+    #[inline]
     pub fn number(&self) -> BlockNo {
         BlockNo(self.number.load(Ordering::Relaxed))
     }
 
     /// Samples the sequence, without a lock.
+    #[inline]
     pub fn sample(&self) -> Sequence {
         self.sequence.sample()
     }
 
     /// Takes the block's lock. `planes` are this block's, one per device.
+    #[inline]
     pub fn lock<'a>(&'a self, planes: &'a [DevicePlane], park: &'a dyn Park) -> BlockGuard<'a> {
         BlockGuard { record: self, planes, _lock: self.lock.lock(park) }
     }
@@ -112,6 +117,7 @@ impl BlockRecord {
     }
 
     /// After the lock was dropped: lets those go on who wait for the transit that ended.
+    #[inline]
     pub fn announce_transit_end(&self, park: &dyn Park) {
         // SeqCst pairs with the addition in `wait_transit`, after the SeqCst addition in `bump_transit_ends`.
         if self.transit_waiters.load(Ordering::SeqCst) != 0 && holds(Rule::WakeAfterTransit) {
@@ -136,18 +142,22 @@ impl<'a> BlockGuard<'a> {
     // ---- what is true ----
 
     /// Pages whose only up-to-date copy is in the owner device's memory.
+    #[inline]
     pub fn device_private(&self) -> PageMask {
         self.record.device_private.load()
     }
     /// Pages that somebody is moving.
+    #[inline]
     pub fn in_transit(&self) -> PageMask {
         self.record.in_transit.load()
     }
     /// Pages linked for a device.
+    #[inline]
     pub fn dma_mapped(&self, device: DeviceId) -> PageMask {
         self.planes[device.0 as usize].dma_mapped.load()
     }
     /// Linked pages that the device may write.
+    #[inline]
     pub fn writable(&self, device: DeviceId) -> PageMask {
         self.planes[device.0 as usize].writable.load()
     }
@@ -167,6 +177,7 @@ impl<'a> BlockGuard<'a> {
     // ---- sequence ----
 
     /// Whether nothing was invalidated in this block since the sample.
+    #[inline]
     pub fn is_unchanged(&self, sample: Sequence) -> bool {
         self.record.sequence.is_unchanged(sample)
     }
@@ -186,6 +197,7 @@ impl<'a> BlockGuard<'a> {
     // ---- transit ----
 
     /// The transit that a worker has in this block.
+    #[inline]
     pub fn mover(&self) -> Option<Seat> {
         match self.record.mover.load(Ordering::Relaxed) {
             0 => None,
@@ -194,6 +206,7 @@ impl<'a> BlockGuard<'a> {
     }
 
     /// What to wait on for the end of a transit.
+    #[inline]
     pub fn transit_busy(&self) -> TransitBusy {
         TransitBusy { seen: self.record.transit_ends.load(Ordering::Relaxed) }
     }
@@ -365,6 +378,7 @@ impl<'a> BlockGuard<'a> {
     // ---- device memory ----
 
     /// Slot size of the block's device memory, if it has any.
+    #[inline]
     pub fn slot_kind(&self) -> Option<SlotKind> {
         match self.record.flags.load(Ordering::Relaxed) >> KIND_SHIFT & 0xff {
             1 => Some(SlotKind::Mib2),
@@ -374,6 +388,7 @@ impl<'a> BlockGuard<'a> {
         }
     }
     /// The device that has the block's private pages. Meaningful while `slot_kind` is some.
+    #[inline]
     pub fn owner(&self) -> DeviceId {
         DeviceId((self.record.flags.load(Ordering::Relaxed) >> OWNER_SHIFT) as u8)
     }
@@ -385,6 +400,7 @@ impl<'a> BlockGuard<'a> {
         self.record.flags.store(low | high, Ordering::Relaxed);
     }
     /// The slot entries, for whoever hands out device memory.
+    #[inline]
     pub(crate) fn slots(&self) -> &'a [LockedU32; SLOTS_64K_PER_BLOCK] {
         &self.record.slots
     }
@@ -393,6 +409,7 @@ impl<'a> BlockGuard<'a> {
         &self.record.fine
     }
 
+    #[inline]
     fn flag(&self, flag: u32) -> bool {
         self.record.flags.load(Ordering::Relaxed) & flag != 0
     }

@@ -42,6 +42,7 @@ impl<'m> Gate<'m> {
     }
 
     /// Goes in; parks while the gate is closed. Asserts that this seat is outside.
+    #[inline]
     pub fn enter<'a>(&'a self, seat: Seat, park: &'a dyn Park) -> GateInside<'a> {
         let word = &self.seats[seat.0 as usize].0;
         loop {
@@ -56,6 +57,7 @@ impl<'m> Gate<'m> {
         }
     }
 
+    #[inline]
     fn step_out(&self, word: &AtomicU32, park: &dyn Park) {
         word.swap(OUTSIDE, Ordering::SeqCst);
         if self.closed.load(Ordering::SeqCst) != 0 {
@@ -84,6 +86,7 @@ pub struct GateInside<'a> {
 }
 
 impl Drop for GateInside<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.gate.step_out(self.word, self.park);
     }

@@ -85,6 +85,7 @@ impl<'m> Tables<'m> {
     }
 
     /// The granule, if it was ever touched.
+    #[inline]
     pub fn granule(&self, no: GranuleNo) -> Option<&'m GranuleRecord> {
         // Acquire at each level pairs with the release in `install`: the record behind an index is complete.
         let node = self.memory.level1.get(no.0 as usize / LEVEL2)?.load(Ordering::Acquire).checked_sub(1)?;
@@ -93,17 +94,20 @@ impl<'m> Tables<'m> {
     }
 
     /// The block's index, if it was ever touched.
+    #[inline]
     pub fn block(&self, no: BlockNo) -> Option<BlockIndex> {
         let granule = self.granule(no.granule())?;
         granule.blocks[no.index_in_granule()].load(Ordering::Acquire).checked_sub(1).map(BlockIndex)
     }
 
     /// The record behind an index.
+    #[inline]
     pub fn record(&self, index: BlockIndex) -> &'m BlockRecord {
         &self.memory.blocks[index.0 as usize]
     }
 
     /// Takes a block's lock.
+    #[inline]
     pub fn lock<'a>(&'a self, index: BlockIndex, park: &'a dyn Park) -> BlockGuard<'a> {
         let first = index.0 as usize * self.devices;
         self.record(index).lock(&self.memory.planes[first..first + self.devices], park)

@@ -1,23 +1,51 @@
 //! Who has which part of a device's memory. One bit per 4 KiB; a slot of 64 KiB or 2 MiB is an aligned run of
 //! such bits. A block's slots all have one size; a page's place follows from its slot and its position.
 //!
-//! Rule: the bits change under the leaf lock of this file, the entries of a block under the block's lock.
+//! # Rules
+//! 1. The bits of a chunk (2 MiB) change under the chunk's leaf lock, the entries of a block under the block's lock.
+//! 2. A worker takes from the chunk that it took from last, and holds it: others pass it over as long as another chunk
+//!    has room, so that workers do not meet in one chunk. Whoever finds none takes from any: memory is full only if no
+//!    chunk has room. Who holds a chunk is a hint; it is no right, and no slot depends on it.
+//! 3. How many pages of a chunk are used may be read without its lock, to pass over a chunk that is full; what is
+//!    read then may be old. A slot that comes free during the search may be missed: the answer "full" makes the
+//!    caller evict, or link, and never loses a page.
 
 use thiserror::Error;
 
 use crate::granule::{Bitmap, BlockGuard, SlotKind, Tables};
 use crate::sync::{AtomicU32, LockedU32, Ordering, Park, Rule, WordLock, holds};
 use crate::units::{
-    DevMemAddr, DeviceId, PAGE_SHIFT, PAGES_PER_BLOCK, PAGES_PER_SLOT_64K, PageIndex, PageMask,
+    DevMemAddr, DeviceId, PAGE_SHIFT, PAGES_PER_BLOCK, PAGES_PER_SLOT_64K, PageIndex, PageMask, Seat,
 };
 
 /// 2 MiB of device memory: which pages of it are handed out.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct ChunkRecord {
+    lock: WordLock,
+    /// Pages in `used`. Written under the lock.
+    used_pages: AtomicU32,
+    /// The hint of the workers that hold the chunk, plus one; 0: nobody.
+    holder: AtomicU32,
     used: Bitmap,
-    used_pages: LockedU32,
 }
+
+impl ChunkRecord {
+    fn add_used(&self, pages: i32) {
+        let used = self.used_pages.load(Ordering::Relaxed);
+        self.used_pages.store(used.wrapping_add_signed(pages), Ordering::Relaxed);
+    }
+}
+
+/// The chunk in which a slot of each size was found last. In a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+struct Hint([AtomicU32; 3]);
+
+/// Workers that may hold chunks at once, and chunks there are for each of them: with less memory, or more workers, some
+/// share.
+const HINTS: usize = if cfg!(granule_loom) { 1 } else { 16 };
+const CHUNKS_PER_HINT: usize = 8;
 
 /// The groups of 16 pages of which `pages` holds a page, ascending.
 fn groups_of(pages: &PageMask) -> impl Iterator<Item = usize> + '_ {
@@ -51,14 +79,22 @@ fn first_free(used: &PageMask, kind: SlotKind) -> Option<usize> {
 #[error("device memory is full; evict a block first")]
 pub struct DeviceFull;
 
+/// What device memory is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// The size of slots, for a block that has none yet.
+    pub kind: SlotKind,
+    /// Whose memory.
+    pub device: DeviceId,
+    /// Who asks.
+    pub seat: Seat,
+}
+
 /// The memory of one device.
 #[derive(Debug)]
 pub struct DeviceMemory<'m> {
     chunks: &'m [ChunkRecord],
-    lock: WordLock,
-    used_pages: AtomicU32,
-    /// Where the last slot of each size was found.
-    hints: [LockedU32; 3],
+    hints: [Hint; HINTS],
 }
 
 const fn pages_of(kind: SlotKind) -> usize {
@@ -80,12 +116,7 @@ const fn smaller(kind: SlotKind) -> Option<SlotKind> {
 impl<'m> DeviceMemory<'m> {
     /// All of it free; one record per 2 MiB.
     pub fn new(chunks: &'m [ChunkRecord]) -> Self {
-        Self {
-            chunks,
-            lock: WordLock::new(),
-            used_pages: AtomicU32::new(0),
-            hints: core::array::from_fn(|_| LockedU32::new(0)),
-        }
+        Self { chunks, hints: core::array::from_fn(|_| Hint::default()) }
     }
 
     /// Pages in all.
@@ -93,29 +124,58 @@ impl<'m> DeviceMemory<'m> {
         (self.chunks.len() * PAGES_PER_BLOCK) as u64
     }
 
-    /// Pages handed out, whole slots counted.
+    /// Pages handed out, whole slots counted. A sum over all chunks.
     pub fn used_pages(&self) -> u64 {
-        u64::from(self.used_pages.load(Ordering::Relaxed))
+        self.chunks.iter().map(|chunk| u64::from(chunk.used_pages.load(Ordering::Relaxed))).sum()
     }
 
     /// A slot; its first page, plus one.
-    fn take(&self, kind: SlotKind, park: &dyn Park) -> Option<u32> {
-        let pages = pages_of(kind);
-        let _lock = self.lock.lock(park);
-        let count = self.chunks.len();
-        let hint = &self.hints[kind as usize - 1];
+    fn take(&self, kind: SlotKind, seat: Seat, park: &dyn Park) -> Option<u32> {
+        let hints = (self.chunks.len() / CHUNKS_PER_HINT).clamp(1, HINTS);
+        let own = seat.0 as usize % hints;
+        let hint = &self.hints[own].0[kind as usize - 1];
         let start = hint.load(Ordering::Relaxed) as usize;
-        for step in 0..count {
-            let no = (start + step) % count;
+        self.take_near(start, kind, own as u32 + 1, false, park)
+            .or_else(|| self.take_near(start, kind, own as u32 + 1, true, park))
+            .map(|(no, entry)| {
+                if no != start {
+                    let left = &self.chunks[start].holder;
+                    if left.load(Ordering::Relaxed) == own as u32 + 1 {
+                        left.store(0, Ordering::Relaxed);
+                    }
+                    hint.store(no as u32, Ordering::Relaxed);
+                }
+                entry
+            })
+    }
+
+    /// Takes a slot from the first chunk from `start` on that has one, and holds it: the chunk's number and the slot's
+    /// first page, plus one.
+    fn take_near(
+        &self,
+        start: usize,
+        kind: SlotKind,
+        holder: u32,
+        from_others: bool,
+        park: &dyn Park,
+    ) -> Option<(usize, u32)> {
+        let pages = pages_of(kind);
+        let count = self.chunks.len();
+        for no in (start..count).chain(0..start) {
             let chunk = &self.chunks[no];
-            if chunk.used_pages.load(Ordering::Relaxed) as usize + pages > PAGES_PER_BLOCK {
+            let held = chunk.holder.load(Ordering::Relaxed);
+            let is_full = chunk.used_pages.load(Ordering::Relaxed) as usize + pages > PAGES_PER_BLOCK;
+            if is_full || held != 0 && held != holder && !from_others {
                 continue;
             }
+            let _lock = chunk.lock.lock(park);
             let Some(first) = first_free(&chunk.used.load(), kind) else { continue };
             chunk.used.insert(&PageMask::of_range(first..first + pages));
-            self.count(chunk, pages as i32);
-            hint.store(no as u32, Ordering::Relaxed);
-            return Some((no * PAGES_PER_BLOCK + first) as u32 + 1);
+            chunk.add_used(pages as i32);
+            if held != holder {
+                chunk.holder.store(holder, Ordering::Relaxed);
+            }
+            return Some((no, (no * PAGES_PER_BLOCK + first) as u32 + 1));
         }
         None
     }
@@ -125,20 +185,14 @@ impl<'m> DeviceMemory<'m> {
         let first = entry as usize - 1;
         let chunk = &self.chunks[first / PAGES_PER_BLOCK];
         let slot = PageMask::of_range(first % PAGES_PER_BLOCK..first % PAGES_PER_BLOCK + pages);
-        let _lock = self.lock.lock(park);
+        let _lock = chunk.lock.lock(park);
         assert!(chunk.used.load().covers(&slot), "a slot of device memory is freed twice");
         chunk.used.remove(&slot);
-        self.count(chunk, -(pages as i32));
-    }
-
-    fn count(&self, chunk: &ChunkRecord, pages: i32) {
-        let add = |old: u32| old.wrapping_add_signed(pages);
-        chunk.used_pages.store(add(chunk.used_pages.load(Ordering::Relaxed)), Ordering::Relaxed);
-        self.used_pages.store(add(self.used_pages.load(Ordering::Relaxed)), Ordering::Relaxed);
+        chunk.add_used(-(pages as i32));
     }
 
     /// Makes sure that every page of `pages` has device memory at its position. A block that has none yet gets
-    /// slots of `wish`, or smaller ones if those are used up.
+    /// slots as wished, or smaller ones if those are used up.
     ///
     /// # Errors
     /// [`DeviceFull`]; slots of `pages` that were got before it are given back.
@@ -147,14 +201,13 @@ impl<'m> DeviceMemory<'m> {
         block: &mut BlockGuard<'_>,
         tables: &Tables<'_>,
         pages: &PageMask,
-        wish: SlotKind,
-        device: DeviceId,
+        wish: Wish,
         park: &dyn Park,
     ) -> Result<(), DeviceFull> {
-        let mut kind = block.slot_kind().unwrap_or(wish);
+        let mut kind = block.slot_kind().unwrap_or(wish.kind);
         let is_new = block.slot_kind().is_none();
         loop {
-            if self.try_reserve(block, tables, pages, kind, device, park).is_ok() {
+            if self.try_reserve(block, tables, pages, Wish { kind, ..wish }, park).is_ok() {
                 return Ok(());
             }
             self.release_unused_but(block, tables, &PageMask::FULL, &PageMask::EMPTY, park);
@@ -170,10 +223,10 @@ impl<'m> DeviceMemory<'m> {
         block: &mut BlockGuard<'_>,
         tables: &Tables<'_>,
         pages: &PageMask,
-        kind: SlotKind,
-        device: DeviceId,
+        wish: Wish,
         park: &dyn Park,
     ) -> Result<(), DeviceFull> {
+        let Wish { kind, device, seat } = wish;
         if block.slot_kind().is_none() {
             if kind == SlotKind::Kib4 {
                 let fine = tables.take_fine(park).map_err(|_| DeviceFull)?;
@@ -183,7 +236,7 @@ impl<'m> DeviceMemory<'m> {
         }
         let fill = |entry: &LockedU32| {
             if entry.load(Ordering::Relaxed) == 0 {
-                entry.store(self.take(kind, park).ok_or(DeviceFull)?, Ordering::Relaxed);
+                entry.store(self.take(kind, seat, park).ok_or(DeviceFull)?, Ordering::Relaxed);
             }
             Ok(())
         };
@@ -281,6 +334,17 @@ pub(crate) fn place(block: &BlockGuard<'_>, tables: &Tables<'_>, page: PageIndex
     DevMemAddr(u64::from(unit) << PAGE_SHIFT)
 }
 
+/// A run of pages that is contiguous in the block and in device memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    /// First page, by position.
+    pub(crate) start: usize,
+    /// Pages.
+    pub(crate) len: usize,
+    /// Where the first of them lies.
+    pub(crate) at: DevMemAddr,
+}
+
 /// Calls `each` for every run of `pages` that is contiguous in the block and in device memory: first page, page
 /// count, place. Stops at the first error.
 pub(crate) fn extents<E>(
@@ -305,4 +369,14 @@ pub(crate) fn extents<E>(
         }
     }
     Ok(())
+}
+
+/// The first of the extents of `pages`, if there is a page.
+pub(crate) fn first_extent(block: &BlockGuard<'_>, tables: &Tables<'_>, pages: &PageMask) -> Option<Extent> {
+    let mut first = None;
+    let _ = extents(block, tables, pages, |start, len, at| {
+        first = Some(Extent { start, len, at });
+        Err(())
+    });
+    first
 }

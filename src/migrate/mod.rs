@@ -33,7 +33,7 @@ mod to_device;
 mod to_ram;
 mod unlink;
 
-pub use device_memory::{ChunkRecord, DeviceFull, DeviceMemory};
+pub use device_memory::{ChunkRecord, DeviceFull, DeviceMemory, Wish};
 pub use eviction_order::EvictionOrder;
 pub use outcome::{Moved, Retry};
 pub use space::{Space, SpaceDevice};
@@ -44,5 +44,5 @@ pub use unlink::{drop_userptr_pages, unlink};
 pub(crate) use device_memory::{extents, place};
 pub(crate) use follow::follow;
 pub(crate) use read_back::{copy_words, read_page, read_pages};
-pub(crate) use to_device::map_resident;
+pub(crate) use to_device::map_again;
 pub(crate) use unlink::{unlink_only, unmap_and_flush};

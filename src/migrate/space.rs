@@ -2,9 +2,9 @@ use super::{DeviceMemory, EvictionOrder};
 use crate::dma::ReserveIova;
 use crate::granule::{Gate, Homecomings, Tables, TransitRecord, Userptrs};
 use crate::policy::Policy;
-use crate::ports::{Device, Host, Probe};
+use crate::ports::{Count, Device, Host, Probe};
 use crate::sync::Park;
-use crate::units::{Access, DeviceId};
+use crate::units::{Access, DeviceId, PageMask};
 
 /// Everything that serving one address space needs, by reference: state and ports. The service, the simulator and
 /// the models each build one; the code that runs over it is the same.
@@ -51,6 +51,13 @@ impl<'m, H: Host> Space<'m, H> {
     /// A device by its id. Asserts that it exists.
     pub fn device(&self, id: DeviceId) -> &SpaceDevice<'m> {
         &self.devices[id.0 as usize]
+    }
+
+    /// Counts pages.
+    pub(crate) fn count_pages(&self, what: Count, pages: &PageMask) {
+        if !pages.is_empty() {
+            self.probe.add(what, pages.count() as u64);
+        }
     }
 
     /// All ids.

@@ -1,4 +1,4 @@
-use super::device_memory::extents;
+use super::device_memory::{Extent, Wish, extents, first_extent};
 use super::follow;
 use super::space::device_access;
 use super::unlink::{drop_from_userptrs, unlink};
@@ -39,7 +39,7 @@ pub fn to_device<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>) 
 
 fn move_through<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>, staging: StagingId) -> Moved {
     let record = &space.transits[seat.0 as usize];
-    let (pages, take, pinned) = match begin_and_take(space, seat, job, staging, record) {
+    let Begun { pages, take, pinned, first } = match begin_and_take(space, seat, job, staging, record) {
         Ok(begun) => begun,
         Err(stopped) => return stopped.into(),
     };
@@ -51,14 +51,15 @@ fn move_through<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>, s
     } else {
         take.taken
     };
-    let copied = copy_in(space, job, &gone, staging);
+    let first = first.filter(|_| gone == pages);
+    let copied = copy_in(space, job, &gone, first, staging);
     let undone = take.taken - copied;
     if !undone.is_empty() {
         super::to_ram::give_all(space, seat, job.block, record, &undone, staging);
     }
     let mut moved = commit(space, seat, job, record, &pages, &copied);
     moved.refused = take.refused | pinned | (take.taken - gone);
-    space.probe.add(Count::PagesRefused, take.refused.count() as u64);
+    space.count_pages(Count::PagesRefused, &take.refused);
     if copied != gone {
         moved.failed = Some(FaultCause::DeviceFailed);
     } else if take.taken | take.refused != pages {
@@ -88,15 +89,26 @@ impl From<Stopped> for Moved {
     }
 }
 
-/// Begin and take, in one stay inside the gate. Returns the pages in transit, what was taken of them, and the pages
-/// that a userptr keeps in system memory.
+/// A transit that has begun.
+struct Begun {
+    /// The pages in transit.
+    pages: PageMask,
+    /// What was taken of them.
+    take: Take,
+    /// Pages that a userptr keeps in system memory.
+    pinned: PageMask,
+    /// Where the first of `pages` go: most transits are of one extent, and need not look for it again.
+    first: Option<Extent>,
+}
+
+/// Begin and take, in one stay inside the gate.
 fn begin_and_take<H: Host>(
     space: &Space<'_, H>,
     seat: Seat,
     job: &ToDevice<'_>,
     staging: StagingId,
     record: &TransitRecord,
-) -> Result<(PageMask, Take, PageMask), Stopped> {
+) -> Result<Begun, Stopped> {
     let device = space.device(job.device);
     let _inside = space.gate.enter(seat, space.park);
     if follow(space, job.vma, job.looked).map_err(refused_by_host)? == Mirrored::FromNow {
@@ -122,10 +134,10 @@ fn begin_and_take<H: Host>(
         unlink(space, &mut block, each, &pages);
     }
     drop_from_userptrs(space, block.number(), &pages);
-    let wish = slot_wish(space.policy.granularity(), &pages);
+    let wish = Wish { kind: slot_wish(space.policy.granularity(), &pages), device: job.device, seat };
     device
         .memory
-        .reserve(&mut block, &space.tables, &pages, wish, job.device, space.park)
+        .reserve(&mut block, &space.tables, &pages, wish, space.park)
         .map_err(|DeviceFull| Stopped::Retry(Retry::DeviceFull))?;
     if let Err(error) = arm(space, job, &mut block) {
         device.memory.release_unused(&mut block, &space.tables, &pages, space.park);
@@ -134,6 +146,7 @@ fn begin_and_take<H: Host>(
     if let Err(busy) = block.begin_transit(seat, record, &pages, staging, Direction::ToDevice) {
         return Err(Stopped::Retry(Retry::InTransit(busy)));
     }
+    let first = first_extent(&block, &space.tables, &pages);
     let number = block.number();
     drop(block);
     let take = space.host.take(number, &pages, staging);
@@ -143,7 +156,7 @@ fn begin_and_take<H: Host>(
         let mut block = space.tables.lock(job.block, space.park);
         block.arrive_in_ram(record, &(pages - take.taken));
     }
-    Ok((pages, take, job.pages & pinned))
+    Ok(Begun { pages, take, pinned: job.pages & pinned, first })
 }
 
 /// What of a transit is its worker's at a moment at which no change of the address space is under way. What he drops then
@@ -195,11 +208,13 @@ fn refused_by_host(error: HostError) -> Stopped {
     }
 }
 
-/// Copies what was taken, run by run, and says which pages are in device memory now.
+/// Copies what was taken, run by run, and says which pages are in device memory now. `known` is where the first of them
+/// go, if that is known.
 fn copy_in<H: Host>(
     space: &Space<'_, H>,
     job: &ToDevice<'_>,
     taken: &PageMask,
+    mut known: Option<Extent>,
     staging: StagingId,
 ) -> PageMask {
     let port = space.device(job.device).port;
@@ -208,14 +223,10 @@ fn copy_in<H: Host>(
     let mut rest = *taken;
     while let Some(first) = rest.first() {
         // The slots of pages in transit are the mover's: only finding them needs the lock, not copying.
-        let mut extent = None;
-        let block = space.tables.lock(job.block, space.park);
-        let _ = extents(&block, &space.tables, &rest, |start, len, at| {
-            extent = Some((start, len, at));
-            Err(())
-        });
-        drop(block);
-        let (start, len, at) = extent.expect("a non-empty mask has a first extent");
+        let extent = known
+            .take()
+            .or_else(|| first_extent(&space.tables.lock(job.block, space.park), &space.tables, &rest));
+        let Extent { start, len, at } = extent.expect("a non-empty mask has a first extent");
         debug_assert_eq!(start, first.0 as usize);
         let words = space.host.moving_words(number, start..start + len, staging);
         let part = PageMask::of_range(start..start + words.len() / WORDS_PER_PAGE);
@@ -249,7 +260,7 @@ fn commit<H: Host>(
         moved.arrived = PageMask::EMPTY;
     }
     if !arrived.is_empty() {
-        device.order.touch(&space.tables, job.block, space.park);
+        device.order.touch(&space.tables, job.block, seat, space.park);
     }
     let waits = block.take_cpu_waits();
     let number = block.number();
@@ -259,15 +270,30 @@ fn commit<H: Host>(
     if waits {
         space.host.wake(number.range());
     }
-    space.probe.add(Count::PagesToDevice, arrived.count() as u64);
+    space.count_pages(Count::PagesToDevice, &arrived);
     moved
+}
+
+/// Maps pages anew that are on the device already: their translation was dropped, or another fault was quicker. All of
+/// them, or none if one has left meanwhile. Called without gate and locks.
+pub(crate) fn map_again<H: Host>(space: &Space<'_, H>, seat: Seat, job: &ToDevice<'_>) -> Moved {
+    let _inside = space.gate.enter(seat, space.park);
+    let block = space.tables.lock(job.block, space.park);
+    let here = block.device_private() - block.in_transit();
+    if !block.is_unchanged(job.sample) || !here.covers(&job.pages) || block.owner() != job.device {
+        return Moved::retry(Retry::Sequence);
+    }
+    match map_resident(space, &block, job.device, &job.pages, job.vma) {
+        Ok(()) => Moved { arrived: job.pages, ..Moved::default() },
+        Err(_) => Moved::failed(FaultCause::DeviceFailed),
+    }
 }
 
 /// Enters device-private pages into the device page table.
 ///
 /// # Errors
 /// What the device says; pages entered before it stay entered.
-pub(crate) fn map_resident<H: Host>(
+fn map_resident<H: Host>(
     space: &Space<'_, H>,
     block: &crate::granule::BlockGuard<'_>,
     device: DeviceId,

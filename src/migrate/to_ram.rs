@@ -1,4 +1,4 @@
-use super::device_memory::extents;
+use super::device_memory::{Extent, first_extent};
 use super::read_back::read_pages;
 use super::unlink::unmap_and_flush;
 use super::{Retry, Space};
@@ -82,13 +82,9 @@ fn copy_out<H: Host>(
     while !rest.is_empty() {
         let block = space.tables.lock(index, space.park);
         rest &= block.transit_pages(record);
-        let mut extent = None;
-        let _ = extents(&block, &space.tables, &rest, |start, len, at| {
-            extent = Some((start, len, at));
-            Err(())
-        });
+        let extent = first_extent(&block, &space.tables, &rest);
         drop(block);
-        let Some((start, len, at)) = extent else { break };
+        let Some(Extent { start, len, at }) = extent else { break };
         let words = space.host.moving_words(number, start..start + len, staging);
         rest -= PageMask::of_range(start..start + words.len() / WORDS_PER_PAGE);
         copied |= read_pages(space, port, start, at, words);

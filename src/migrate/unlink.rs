@@ -53,7 +53,7 @@ pub(crate) fn unlink_only<H: Host>(
         }
     }
     block.unlinked(device, mapped);
-    space.probe.add(Count::PagesUnlinked, mapped.count() as u64);
+    space.count_pages(Count::PagesUnlinked, mapped);
 }
 
 /// Drops pages of a userptr, by position: device page table, one flush over them, IOMMU, bits. Inside the gate or with

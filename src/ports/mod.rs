@@ -8,7 +8,7 @@
 //! | [`CacheSync`], [`BounceMemory`], [`PasidDevice`], [`PeerMemory`] | a backend, for devices that need or have it |
 //! | [`PinMemory`] | whoever can hold pages of the process |
 //! | [`Clock`] | `os`, the simulator |
-//! | [`Probe`] | `service` (statistics), or nothing |
+//! | [`Probe`] | `service` (statistics, over [`Counts`]), or nothing |
 //!
 //! Data that a port moves is a slice of [`Word`]s: memory that two parties may look at, so that a safe
 //! signature suffices. An implementation may copy it with whatever is fastest; the state machine guarantees
@@ -17,6 +17,7 @@
 mod bounce_memory;
 mod cache_sync;
 mod clock;
+mod counts;
 mod device;
 mod host;
 mod iommu;
@@ -28,6 +29,7 @@ mod probe;
 pub use bounce_memory::{BounceFault, BounceMemory};
 pub use cache_sync::CacheSync;
 pub use clock::Clock;
+pub use counts::Counts;
 pub use device::{Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, MapTarget};
 pub use host::{
     FollowCount, Give, Host, HostError, HostEvent, Lookup, Mirrored, StagingId, Take, Vma, VmaKind,

@@ -1,8 +1,7 @@
 #![allow(unsafe_code, reason = "passes on the promise of a region")]
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
-
-use rayon::prelude::*;
 
 use super::core::Core;
 use super::request::{Answered, Ask, Request};
@@ -166,16 +165,23 @@ impl DeviceThread<'_> {
         space.probe.add(Count::DeviceFaults, fetched as u64);
         space.probe.add(Count::DeviceFaultsDuplicate, duplicates);
         let (faults, groups) = (&*faults, &groups[..used]);
-        if let [only] = groups {
-            self.serve_group(self.seat, only, faults);
-        } else {
-            self.pool.install(|| {
-                groups.par_iter().for_each(|group| {
+        // This thread and the pool's take one block after the other.
+        let next = AtomicUsize::new(0);
+        let serve_rest = |seat| {
+            while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.serve_group(seat, group, faults);
+            }
+        };
+        let helpers = self.pool.current_num_threads().saturating_sub(1).max(1).min(used.saturating_sub(1));
+        self.pool.in_place_scope(|scope| {
+            for _ in 0..helpers {
+                scope.spawn(|_| {
                     let seat = rayon::current_thread_index().expect("the pool's own threads run this");
-                    self.serve_group(Seat(seat as u16), group, faults);
+                    serve_rest(Seat(seat as u16));
                 });
-            });
-        }
+            }
+            serve_rest(self.seat);
+        });
         port.replay();
         let took_ns = self.core.clock.now_ns() - since_ns;
         for _ in 0..fetched {

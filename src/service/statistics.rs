@@ -1,6 +1,6 @@
 //! What the service counts. Counters and distributions lie in private memory, since the fault path writes them.
 
-use crate::ports::{Count, Probe, Timing};
+use crate::ports::{Count, Counts, Probe, Timing};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Buckets of a distribution: 16 per power of two, 2^0 to 2^39 ns.
@@ -59,23 +59,19 @@ impl Histogram {
 /// Counters of one space.
 #[derive(Debug)]
 pub(super) struct Statistics {
-    counts: [AtomicU64; Count::ALL.len()],
+    counts: Counts,
     device_fault: Histogram,
     cpu_fault: Histogram,
 }
 
 impl Statistics {
     pub(super) fn new() -> Self {
-        Self {
-            counts: std::array::from_fn(|_| AtomicU64::new(0)),
-            device_fault: Histogram::new(),
-            cpu_fault: Histogram::new(),
-        }
+        Self { counts: Counts::new(), device_fault: Histogram::new(), cpu_fault: Histogram::new() }
     }
 
     pub(super) fn snapshot(&self, memory: MemoryUse) -> Stats {
         Stats {
-            counts: std::array::from_fn(|at| self.counts[at].load(Ordering::Relaxed)),
+            counts: Count::ALL.map(|what| self.counts.get(what)),
             device_fault: self.device_fault.summary(),
             cpu_fault: self.cpu_fault.summary(),
             memory,
@@ -85,9 +81,7 @@ impl Statistics {
 
 impl Probe for Statistics {
     fn add(&self, what: Count, n: u64) {
-        if n > 0 {
-            self.counts[what as usize].fetch_add(n, Ordering::Relaxed);
-        }
+        self.counts.add(what, n);
     }
 
     fn time(&self, what: Timing, ns: u64) {
