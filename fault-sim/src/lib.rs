@@ -7,6 +7,7 @@
 //! | [`workload`] | one file per workload of `run`: its data, its kernel, its expected values |
 //! | [`alloc`] | where a workload's memory comes from |
 //! | [`trace`] | events in a Parquet file |
+//! | [`import`] | what other tools wrote, as a trace |
 //! | [`pattern`] | traces from a seed |
 //! | [`policy`] | what vendors, papers and this library decide, one file each |
 //! | [`replay`] | a trace through policies, in virtual time |
@@ -20,6 +21,7 @@
 
 pub mod alloc;
 pub mod commands;
+pub mod import;
 pub mod memory;
 pub mod output;
 pub mod part;
@@ -61,13 +63,15 @@ enum Command {
     Run(run::Options),
     /// Makes a trace from a pattern and a seed.
     Gen(commands::r#gen::Options),
+    /// Turns what another tool wrote into a trace.
+    Import(commands::import::Options),
     /// Says what is in a trace.
     Inspect(commands::inspect::Options),
     /// Plays a trace under several policies, side by side.
     Replay(commands::replay::Options),
     /// Two results, number by number.
     Compare(commands::compare::Options),
-    /// Policies, profiles and patterns by name.
+    /// Policies, profiles, patterns and formats by name.
     List(commands::list::Options),
 }
 
@@ -76,6 +80,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(arguments) {
         Ok(Cli { command: Command::Run(options) }) => run::main(&options),
         Ok(Cli { command: Command::Gen(options) }) => commands::r#gen::main(&options),
+        Ok(Cli { command: Command::Import(options) }) => commands::import::main(&options),
         Ok(Cli { command: Command::Inspect(options) }) => commands::inspect::main(&options),
         Ok(Cli { command: Command::Replay(options) }) => commands::replay::main(&options),
         Ok(Cli { command: Command::Compare(options) }) => commands::compare::main(&options),

@@ -30,6 +30,11 @@ impl Part {
         }
     }
 
+    /// For a file that is open already and stays where it is.
+    pub fn in_place(path: &Path) -> Self {
+        Self { at: path.to_owned(), place: None }
+    }
+
     /// Where it is written.
     pub fn at(&self) -> &Path {
         &self.at

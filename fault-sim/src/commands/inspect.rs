@@ -11,15 +11,16 @@ use granule::units::{BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK};
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::import::{OpenError, Source};
 use crate::output::{Ending, Output, OutputError, end};
 use crate::progress::Progress;
 use crate::result::{shown_bytes, shown_ns};
-use crate::trace::{BlockMap, Event, EventKind, Metadata, TraceError, TraceReader};
+use crate::trace::{BlockMap, Event, EventKind, Metadata, TraceError};
 
 /// What `inspect` takes.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// The trace.
+    /// The trace, or a file that `import` reads.
     pub trace: PathBuf,
     /// How many of the hottest blocks to name.
     #[arg(long, default_value_t = 5)]
@@ -34,6 +35,8 @@ enum InspectError {
     #[error(transparent)]
     Trace(#[from] TraceError),
     #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
     Output(#[from] OutputError),
     #[error("the answer is not JSON: {0}")]
     Json(#[from] serde_json::Error),
@@ -41,7 +44,11 @@ enum InspectError {
 
 impl Ending for InspectError {
     fn refuses(&self) -> bool {
-        !matches!(self, Self::Output(_) | Self::Json(_))
+        match self {
+            Self::Open(error) => error.refuses(),
+            Self::Trace(_) => true,
+            Self::Output(_) | Self::Json(_) => false,
+        }
     }
 }
 
@@ -81,6 +88,7 @@ struct Inspection {
     first_touches: u64,
     reuse: Vec<Reuse>,
     hot: Vec<Hot>,
+    notes: Vec<String>,
 }
 
 /// Inspects and prints.
@@ -164,7 +172,8 @@ impl Counting {
 }
 
 fn inspect(options: &Options) -> Result<(), InspectError> {
-    let mut reader = TraceReader::open(&options.trace)?;
+    let source = Source::open(&options.trace)?;
+    let mut reader = source.reader()?;
     let progress = Progress::of_events();
     progress.begin("inspect", reader.len());
     let (mut counting, mut events) = (Counting::default(), Vec::new());
@@ -197,6 +206,7 @@ fn inspect(options: &Options) -> Result<(), InspectError> {
         first_touches: counting.first_touches,
         reuse: reuse.map(|(bits, touches)| Reuse { at_most: (1u64 << bits) - 1, touches }).collect(),
         hot: counting.hottest(options.hot),
+        notes: source.notes(),
     };
     let text = if options.output.is_json() {
         serde_json::to_string(&found)? + "\n"
@@ -239,6 +249,9 @@ impl Inspection {
         }
         if self.lost_bytes > 0 {
             row("cut off: lost bytes", self.lost_bytes.to_string());
+        }
+        for note in &self.notes {
+            let _ = writeln!(out, "  {note}");
         }
         let _ = writeln!(out, "\ntouches between two of the same page");
         for reuse in &self.reuse {

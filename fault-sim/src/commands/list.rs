@@ -1,4 +1,4 @@
-//! `fault-sim list`: policies, profiles and patterns by name.
+//! `fault-sim list`: policies, profiles, patterns and formats by name.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use crate::import::Format;
 use crate::output::{Ending, Output, OutputError, end};
 use crate::pattern::Pattern;
 use crate::policy::catalogue::Needs;
@@ -33,6 +34,8 @@ pub enum What {
     Profiles,
     /// What `gen` makes.
     Patterns,
+    /// What `import` reads.
+    Formats,
 }
 
 impl Ending for OutputError {
@@ -69,6 +72,7 @@ fn name(what: What) -> String {
         What::Policies => "policies".to_owned(),
         What::Profiles => "profiles".to_owned(),
         What::Patterns => "patterns".to_owned(),
+        What::Formats => "formats".to_owned(),
     }
 }
 
@@ -112,6 +116,10 @@ fn rows(what: What) -> Vec<Row> {
             let row =
                 |pattern: &Pattern| Row { kind: "pattern", name: pattern.name(), about: about(pattern) };
             Pattern::value_variants().iter().map(row).collect()
+        }
+        What::Formats => {
+            let row = |format: &Format| Row { kind: "format", name: format.name(), about: format.about() };
+            Format::value_variants().iter().map(row).collect()
         }
     }
 }

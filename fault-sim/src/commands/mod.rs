@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod r#gen;
+pub mod import;
 pub mod inspect;
 pub mod list;
 pub mod replay;

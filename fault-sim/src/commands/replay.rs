@@ -12,6 +12,7 @@ use clap::Args;
 use granule::units::PAGE_BYTES;
 use thiserror::Error;
 
+use crate::import::{OpenError, Source};
 use crate::output::{Ending, Output, OutputError, end};
 use crate::policy::catalogue::{self, NameError};
 use crate::progress::Progress;
@@ -25,7 +26,7 @@ use crate::trace::{EventKind, Footprint, TraceError, TraceKind, TraceReader};
 /// What `replay` takes.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// The trace.
+    /// The trace, or a file that `import` reads.
     pub trace: PathBuf,
     /// Policies, comma separated; `fault-sim list policies` names them.
     #[arg(long, value_delimiter = ',', default_value = catalogue::MAIN)]
@@ -58,6 +59,8 @@ enum ReplayError {
     #[error(transparent)]
     Trace(#[from] TraceError),
     #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
     Name(#[from] NameError),
     #[error(transparent)]
     Setup(#[from] SetupError),
@@ -82,6 +85,9 @@ fn profile_names() -> String {
 
 impl Ending for ReplayError {
     fn refuses(&self) -> bool {
+        if let Self::Open(error) = self {
+            return error.refuses();
+        }
         !matches!(
             self,
             Self::Output(_)
@@ -116,7 +122,8 @@ fn nearest(origin: &str) -> &'static Profile {
 fn replay(options: &Options) -> Result<(), ReplayError> {
     let sets =
         options.policy.iter().map(|name| catalogue::parse(name)).collect::<Result<Vec<_>, NameError>>()?;
-    let mut reader = TraceReader::open(&options.trace)?;
+    let source = Source::open(&options.trace)?;
+    let mut reader = source.reader()?;
     let kind = reader.metadata().kind;
     if let Some(part) = sets.iter().find_map(|plan| plan.refusal(kind)) {
         return Err(ReplayError::Kind(part, options.trace.clone(), kind));
@@ -157,7 +164,8 @@ fn replay(options: &Options) -> Result<(), ReplayError> {
     progress.clear();
     let rows = engines.into_iter().zip(&sets).zip(&options.policy).map(|((engine, plan), policy)| {
         let (counted, _) = engine.finish();
-        let mut notes = plan.notes(reader.metadata());
+        let mut notes = source.notes();
+        notes.extend(plan.notes(reader.metadata()));
         if counted.time_backwards > 0 {
             notes.push(format!(
                 "{} events lie before earlier ones; they were played at the latest time seen",

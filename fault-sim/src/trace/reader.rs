@@ -41,7 +41,15 @@ impl TraceReader {
     /// It cannot be opened, or it is no trace; see [`TraceError`].
     pub fn open(path: &Path) -> Result<Self, TraceError> {
         let io = |source| TraceError::Io { what: "opened", path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
+        Self::of_file(File::open(path).map_err(io)?, path)
+    }
+
+    /// Reads a trace from a file that is open; messages call it `path`.
+    ///
+    /// # Errors
+    /// As [`TraceReader::open`].
+    pub fn of_file(file: File, path: &Path) -> Result<Self, TraceError> {
+        let io = |source| TraceError::Io { what: "opened", path: path.to_owned(), source };
         let facts = file.metadata().map_err(io)?;
         if !facts.is_file() {
             return Err(io(std::io::Error::other("it is not a plain file")));

@@ -54,6 +54,19 @@ impl TraceWriter {
         };
         let part = Part::of(path).map_err(created(path))?;
         let file = File::create(part.at()).map_err(created(part.at()))?;
+        Self::begin(part, file, metadata)
+    }
+
+    /// Begins a trace in a file that is open for writing and empty, and has no name to be given; messages call it
+    /// `name`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn in_file(file: File, name: &Path, metadata: &Metadata) -> Result<Self, TraceError> {
+        Self::begin(Part::in_place(name), file, metadata)
+    }
+
+    fn begin(part: Part, file: File, metadata: &Metadata) -> Result<Self, TraceError> {
         let begin = || -> Result<_, ParquetError> {
             let mut properties = WriterProperties::builder()
                 .set_writer_version(WriterVersion::PARQUET_2_0)
@@ -83,6 +96,16 @@ impl TraceWriter {
             wide: Vec::new(),
             narrow: Vec::new(),
         })
+    }
+
+    /// Says anew what the trace is: for a writer that learns on the way what it writes.
+    pub fn describe(&mut self, metadata: &Metadata) {
+        self.pairs = metadata.pairs();
+    }
+
+    /// Takes back what was written so far.
+    pub fn give_up(self) {
+        self.part.give_up();
     }
 
     /// Adds an event.

@@ -60,8 +60,8 @@ fn files_that_are_no_traces() {
     fs::create_dir(folder.file("folder")).expect("made");
     for command in ["inspect", "replay"] {
         fails(&folder, 2, &[command, "empty"], "is empty");
-        fails(&folder, 2, &[command, "text"], "is no Parquet file");
-        fails(&folder, 2, &[command, "short"], "is no Parquet file");
+        fails(&folder, 2, &[command, "text"], "is no trace and of no format");
+        fails(&folder, 2, &[command, "short"], "is no trace and of no format");
         fails(&folder, 2, &[command, "magic"], "is cut off");
         fails(&folder, 2, &[command, "magics"], "is cut off");
         fails(&folder, 2, &[command, "folder"], "not a plain file");

@@ -1,0 +1,93 @@
+use clap::ValueEnum;
+
+use super::{BadLine, Settings, csv};
+use crate::trace::Event;
+
+/// What other tools write. Its name is what `--format` takes and what a trace says of its origin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[non_exhaustive]
+pub enum Format {
+    /// Rows of time,address,access[,engine], with a header that names the unit of time.
+    Csv,
+}
+
+/// What a line is to a parser.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Seen {
+    /// It was read; its events, if it has any, are out.
+    Taken,
+    /// It has no event, but only files of this format hold it.
+    Mark,
+    /// It is of something else.
+    Other,
+}
+
+/// Reads one text format, line by line.
+pub(super) trait Parse {
+    /// Reads a line; its events go to `out`, which is empty before and is not looked at after an error.
+    ///
+    /// # Errors
+    /// It is of this format and cannot be read.
+    fn line(&mut self, line: &str, out: &mut Vec<Event>) -> Result<Seen, BadLine>;
+
+    /// What the parser learned beside the events.
+    fn findings(&self) -> Findings;
+}
+
+/// What a source says beside its events.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Findings {
+    /// What the clock is: goes into the trace.
+    pub clock: &'static str,
+    /// In which unit the file has times.
+    pub times: &'static str,
+    /// In which unit the file has addresses.
+    pub addresses: &'static str,
+    /// The policy at work while it was recorded.
+    pub policy: Option<&'static str>,
+    /// Events that the tool itself lost.
+    pub dropped: u64,
+    /// Repetitions that were merged.
+    pub merged: u64,
+    /// What a reader of the numbers has to know.
+    pub notes: Vec<String>,
+}
+
+/// What a file without events lacks, and what records it.
+pub(super) struct Nothing {
+    pub what: &'static str,
+    pub advice: &'static str,
+}
+
+impl Format {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Csv => "csv",
+        }
+    }
+
+    /// What it is, in one line.
+    pub fn about(self) -> String {
+        let value = self.to_possible_value();
+        value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
+    }
+
+    /// A parser, if it is a text format.
+    pub(super) fn parser(self, settings: &Settings) -> Option<Box<dyn Parse>> {
+        Some(match self {
+            Self::Csv => Box::new(csv::Csv::new(settings.format == Some(self))),
+        })
+    }
+
+    /// Whether the tool ends every line, so that a file whose last line has no end was cut off.
+    pub(super) fn ends_every_line(self) -> bool {
+        self != Self::Csv
+    }
+
+    pub(super) fn nothing(self) -> Nothing {
+        match self {
+            Self::Csv => csv::NOTHING,
+        }
+    }
+}

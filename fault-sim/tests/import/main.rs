@@ -1,0 +1,5 @@
+//! What other tools wrote: small good files, made by the real tool or typed from the description of its format, and
+//! what becomes of them when they are cut, garbled, empty or huge.
+
+mod csv;
+mod support;
