@@ -88,7 +88,13 @@ pub struct NoopDevice {
 
 impl Device for NoopDevice {
     fn caps(&self) -> DeviceCaps {
-        DeviceCaps { name: "no-op", memory_bytes: self.memory_bytes, driver_free: true, can_quiesce: true }
+        DeviceCaps {
+            name: "no-op",
+            memory_bytes: self.memory_bytes,
+            driver_free: true,
+            can_quiesce: true,
+            links_any: true,
+        }
     }
     fn copy_in(&self, _: DevMemAddr, _: &[Word]) -> Result<(), DeviceError> {
         Ok(())

@@ -76,6 +76,11 @@ pub enum DmaError {
     /// The IOMMU cannot exchange pages in place.
     #[error("this IOMMU cannot replace pages in place; stop the device, unlink and link")]
     CannotReplace,
+    /// The device has no way to the memory.
+    #[error(
+        "the device cannot reach system memory at {0}; only memory that moves, or that the library allocated"
+    )]
+    NotReachable(PhysAddr),
     /// A bounce page would be needed and the attributes forbid it.
     #[error("the memory at {0} would need a bounce page, which these attributes forbid; align it to a page")]
     MustNotBounce(PhysAddr),
@@ -139,6 +144,7 @@ impl DmaError {
             IommuError::OutOfTables => Self::OutOfTables,
             IommuError::OutsideAperture(at) => Self::OutsideAperture(at),
             IommuError::CannotReplace(_) => Self::CannotReplace,
+            IommuError::NotReachable(phys) => Self::NotReachable(phys),
         }
     }
 }

@@ -2,7 +2,9 @@ use super::cpu::touch;
 use crate::dma;
 use crate::granule::{BlockGuard, BlockIndex, Sequence};
 use crate::migrate::{Moved, Retry, Space, follow};
-use crate::ports::{Count, DeviceError, FaultCause, FollowCount, Host, HostError, MapTarget, Mirrored, Vma};
+use crate::ports::{
+    Count, DeviceError, FaultCause, FollowCount, Host, HostError, IommuError, MapTarget, Mirrored, Vma,
+};
 use crate::units::{Access, DeviceId, PAGE_SHIFT, PageIndex, PageMask, PhysAddr, Seat, VirtRange};
 
 /// What is to be linked.
@@ -68,24 +70,35 @@ pub fn link<H: Host>(space: &Space<'_, H>, seat: Seat, job: &Link<'_>) -> Moved 
         // Somebody moved them since they were classified: look again.
         return Moved::retry(Retry::Sequence);
     }
-    if enter(space, &mut block, job).is_err() {
-        return Moved::failed(FaultCause::OutOfMemory);
+    if let Err(cause) = enter(space, &mut block, job) {
+        return Moved::failed(cause);
     }
     Moved { arrived: job.pages, ..Moved::default() }
 }
 
 /// Links, sets bits, maps: all of one kind after the other, so that a failure leaves bits that tell the truth.
-fn enter<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, job: &Link<'_>) -> Result<(), ()> {
+///
+/// # Errors
+/// Why a page cannot be linked; pages entered before it stay entered.
+fn enter<H: Host>(
+    space: &Space<'_, H>,
+    block: &mut BlockGuard<'_>,
+    job: &Link<'_>,
+) -> Result<(), FaultCause> {
+    let refused = |error| match error {
+        IommuError::NotReachable(_) => FaultCause::NotReachable,
+        _ => FaultCause::OutOfMemory,
+    };
     let port = space.device(job.device).port;
     let number = block.number();
-    let granule = space.tables.granule(number.granule()).ok_or(())?;
-    let base = granule.iova_base(job.device).ok_or(())?;
+    let granule = space.tables.granule(number.granule()).ok_or(FaultCause::OutOfMemory)?;
+    let base = granule.iova_base(job.device).ok_or(FaultCause::OutOfMemory)?;
     let old = block.dma_mapped(job.device) & job.pages;
     let upgrade = (old & job.written) - block.writable(job.device);
     for run in upgrade.runs() {
         let at = dma::position(base, number, run.start);
         let bytes = (run.len() as u64) << PAGE_SHIFT;
-        port.iommu().protect(at, bytes, Access::Write).map_err(drop)?;
+        port.iommu().protect(at, bytes, Access::Write).map_err(refused)?;
         port.iommu().flush(at, bytes);
         block.linked(job.device, &PageMask::EMPTY, &PageMask::of_range(run));
     }
@@ -95,7 +108,7 @@ fn enter<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, job: &Link<'
             let first = number.page(PageIndex(run.start as u16));
             let at = dma::position(base, number, run.start);
             let bytes = (run.len() as u64) << PAGE_SHIFT;
-            port.iommu().map(at, PhysAddr(first.0), bytes, access).map_err(drop)?;
+            port.iommu().map(at, PhysAddr(first.0), bytes, access).map_err(refused)?;
             port.iommu().sync(at, bytes);
             let linked = PageMask::of_range(run);
             let writable = if access == Access::Write { linked } else { PageMask::EMPTY };
@@ -103,7 +116,7 @@ fn enter<H: Host>(space: &Space<'_, H>, block: &mut BlockGuard<'_>, job: &Link<'
             space.count_pages(Count::PagesLinked, &linked);
         }
     }
-    enter_linked(space, block, job.device, &job.pages).map_err(drop)
+    enter_linked(space, block, job.device, &job.pages).map_err(|_| FaultCause::OutOfMemory)
 }
 
 /// Enters linked pages into the device page table, over whatever is there.

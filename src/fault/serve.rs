@@ -4,7 +4,7 @@ use crate::granule::BlockIndex;
 use crate::migrate::{Evicted, Moved, Retry, Space, ToDevice, evict_one, map_again, to_device, to_ram};
 use crate::policy::{DeviceFaultView, Place};
 use crate::ports::{Count, FaultCause, Host, HostError, Lookup, Vma, VmaKind};
-use crate::units::{Access, GRANULE_BYTES, PageMask, Seat, VirtRange};
+use crate::units::{Access, DeviceId, GRANULE_BYTES, PageMask, Seat, VirtRange};
 
 /// What became of the faulted pages: each is served, or failed with one cause.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -94,7 +94,7 @@ pub fn serve<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &BlockFault) -> A
             Climb::Pause => space.host.pause(),
             Climb::WaitTransit(busy) => space.tables.record(index).wait_transit(busy, space.park),
             Climb::Evict => {
-                tries.may_move = evict_one(space, seat, fault.device, Some(index)) != Evicted::Nothing;
+                tries.may_move = make_room(space, seat, fault.device, index);
             }
             Climb::BringHome => {
                 let home = to_ram(space, seat, index, &PageMask::FULL);
@@ -107,6 +107,21 @@ pub fn serve<H: Host>(space: &Space<'_, H>, seat: Seat, fault: &BlockFault) -> A
     }
     space.count_pages(Count::FaultsFailed, &answer.failed());
     answer
+}
+
+/// Makes room on a device for pages of a block; `false` if they are to be linked instead. A device that cannot link
+/// them has no other way: then this block's own pages make room, and at the worst those that move at this moment.
+fn make_room<H: Host>(space: &Space<'_, H>, seat: Seat, device: DeviceId, index: BlockIndex) -> bool {
+    if evict_one(space, seat, device, Some(index)) != Evicted::Nothing {
+        return true;
+    }
+    if space.device(device).port.caps().links_any {
+        return false;
+    }
+    if evict_one(space, seat, device, None) == Evicted::Nothing {
+        space.host.pause();
+    }
+    true
 }
 
 /// The block's record, and step one of two-step DMA: the first fault in a granule reserves all of it.

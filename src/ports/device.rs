@@ -1,7 +1,7 @@
 use thiserror::Error;
 
 use super::{Iommu, Word};
-use crate::units::{Access, DevAddr, DevMemAddr, Iova};
+use crate::units::{Access, DevAddr, DevMemAddr, Iova, VirtAddr, VirtRange};
 
 /// A device that shares the address space.
 ///
@@ -84,6 +84,20 @@ pub trait Device: Sync {
 
     /// The IOMMU through which it reaches system memory.
     fn iommu(&self) -> &dyn Iommu;
+
+    /// Told of memory that the library maps a second time, for itself, before any of it is linked: the application has
+    /// it at `memory`, the library at `view` (private memory, which stays as it is until `dismiss`). A device that must
+    /// import what it links does it now; if it cannot, it refuses links of this memory later. Called by a thread of the
+    /// program, without gate and locks: may call a driver.
+    fn admit(&self, memory: VirtRange, view: VirtAddr) {
+        let _ = (memory, view);
+    }
+
+    /// Told that memory which was admitted is unmapped for the application, and about to be for the library: nothing of
+    /// it is linked any more. Called as `admit`.
+    fn dismiss(&self, memory: VirtRange) {
+        let _ = memory;
+    }
 }
 
 /// What a device is and can do.
@@ -97,6 +111,9 @@ pub struct DeviceCaps {
     pub driver_free: bool,
     /// Whether `quiesce` works. A device that cannot be stopped reaches only memory that cannot vanish.
     pub can_quiesce: bool,
+    /// Whether its IOMMU reaches any system memory of the process. If not, it links only memory of which the library has
+    /// a view; what neither moves nor has a view cannot be served ([`FaultCause::NotReachable`]).
+    pub links_any: bool,
 }
 
 /// What a translation leads to.
@@ -155,11 +172,17 @@ pub enum FaultCause {
     /// The address space is being shut down.
     #[error("the address space is shutting down")]
     ShuttingDown = 9,
+    /// The page stays in system memory, and the device does not reach it there.
+    #[error(
+        "this page cannot move, and the device does not reach it in system memory; allocate it from the library \
+         (Svm::alloc), or where the kernel lets pages move"
+    )]
+    NotReachable = 10,
 }
 
 impl FaultCause {
     /// How many causes there are; their numbers run from 1 to this.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
     /// Every cause, in the order of their numbers.
     pub const ALL: [FaultCause; Self::COUNT] = [
         FaultCause::NoMapping,
@@ -171,6 +194,7 @@ impl FaultCause {
         FaultCause::RetriesSpent,
         FaultCause::DeviceFailed,
         FaultCause::ShuttingDown,
+        FaultCause::NotReachable,
     ];
 }
 

@@ -169,6 +169,11 @@ pub enum IommuError {
         "no memory is left for I/O page tables; unmap something or give the device a larger table budget"
     )]
     OutOfTables,
+    /// The device has no way to this memory.
+    #[error(
+        "the device cannot reach system memory at {0}; only memory that moves, or that the library allocated"
+    )]
+    NotReachable(PhysAddr),
     /// The address lies outside of the aperture.
     #[error("{0} lies outside of the IOMMU's aperture; reserve addresses through the IOVA space")]
     OutsideAperture(Iova),

@@ -1,6 +1,7 @@
 #![allow(unsafe_code, reason = "maps a memfd and hands out its address")]
 //! Regions that the library allocates. How their pages move: `os::region_pages`.
 
+use std::fmt;
 use std::os::fd::AsFd;
 
 use memfd::{FileSeal, MemfdOptions};
@@ -20,13 +21,20 @@ use crate::units::{BLOCK_BYTES, DeviceId, PAGE_BYTES, SPACE_BYTES, VirtAddr, Vir
 /// The mapping belongs to this value: the program may read, write and `mprotect` it, lock it, and discard what it has
 /// mapped of it (`MADV_DONTNEED`, which loses nothing), but may not unmap, move or replace any part of it, nor collapse it
 /// to huge pages (`MADV_COLLAPSE`). `MADV_REMOVE` is refused by the kernel.
-#[derive(Debug)]
 pub struct Region {
     range: VirtRange,
     view: PrivateBytes,
+    /// Whose devices know of it.
+    core: PrivateArc<Core>,
     process: u32,
     /// Where it is entered, if its pages can move.
     entered: Option<(PrivateArc<Regions>, RegionNo)>,
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region").field("range", &self.range).finish_non_exhaustive()
+    }
 }
 
 /// Why no region was made.
@@ -72,7 +80,7 @@ pub enum RegionError {
 }
 
 impl Region {
-    pub(super) fn new(core: &Core, asker: &Asker, bytes: u64) -> Result<Self, RegionError> {
+    pub(super) fn new(core: &PrivateArc<Core>, asker: &Asker, bytes: u64) -> Result<Self, RegionError> {
         if bytes == 0 {
             return Err(RegionError::Empty);
         }
@@ -102,7 +110,10 @@ impl Region {
             let _ = unsafe { rustix::mm::munmap(range.start().0 as *mut _, bytes as usize) };
             return Err(RegionError::Mapping { bytes, error: error.into() });
         }
-        let mut region = Self { range, view, process: std::process::id(), entered: None };
+        let mut region = Self { range, view, core: core.clone(), process: std::process::id(), entered: None };
+        for device in core.space.devices {
+            device.port.admit(range, region.view.base());
+        }
         // Both mappings stay writable. Before Linux 5.1 the last of these is unknown, but there nothing moves either.
         let seals = [FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealFutureWrite, FileSeal::SealSeal];
         let sealed = seals.iter().all(|seal| file.add_seals(std::slice::from_ref(seal)).is_ok());
@@ -208,6 +219,10 @@ impl Drop for Region {
         debug_assert!(result.is_ok(), "a region's mapping is unmapped whole");
         if let Some((regions, no)) = &self.entered {
             regions.retire(*no);
+        }
+        // The call returned when its event was read, with every device stopped until the event was applied.
+        for device in self.core.space.devices {
+            device.port.dismiss(self.range);
         }
     }
 }

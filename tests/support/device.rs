@@ -129,7 +129,7 @@ impl SimDevice {
 impl Device for SimDevice {
     fn caps(&self) -> DeviceCaps {
         let memory_bytes = (self.memory.len() * 8) as u64;
-        DeviceCaps { name: "simulated", memory_bytes, driver_free: true, can_quiesce: true }
+        DeviceCaps { name: "simulated", memory_bytes, driver_free: true, can_quiesce: true, links_any: true }
     }
     fn copy_in(&self, dst: DevMemAddr, src: &[Word]) -> Result<(), DeviceError> {
         self.step.take();

@@ -86,6 +86,7 @@ impl<'a> View<'a> {
             memory_bytes: self.space.bytes,
             driver_free: self.inner.fate.has_window(),
             can_quiesce: true,
+            links_any: true,
         }
     }
 
