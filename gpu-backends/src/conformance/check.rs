@@ -33,6 +33,13 @@ pub(super) fn pages(count: u64) -> Result<PrivateBytes, String> {
     done("private memory", PrivateBytes::aligned(count * PAGE_BYTES, BLOCK_BYTES))
 }
 
+/// Private memory of so many pages that the device can link.
+pub(super) fn linkable(test: &dyn TestDevice, count: u64) -> Result<PrivateBytes, String> {
+    let memory = pages(count)?;
+    holds("a device can link private memory of the library", test.admit(memory.range()))?;
+    Ok(memory)
+}
+
 /// Fills every word with a number made of its position and `salt`.
 pub(super) fn fill(words: &[Word], salt: u64) {
     words.iter().zip(0..).for_each(|(word, at)| word.store(expected(at, salt), Ordering::SeqCst));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use granule::ports::Device;
 use granule::units::{DevAddr, DevMemAddr, PAGE_BYTES};
 
-use super::check::{BASE, RW, done, first_word, holds, link, map, on_one, pages, same};
+use super::check::{BASE, RW, done, first_word, holds, link, linkable, map, on_one, pages, same};
 use super::{TestDevice, TestEngine};
 
 /// A race is tried for so long, and at least so often.
@@ -97,7 +97,7 @@ pub(super) fn quiesce_stops_every_access(test: &dyn TestDevice) -> Result<(), St
     if !device.caps().can_quiesce {
         return Ok(());
     }
-    let memory = pages(1)?;
+    let memory = linkable(test, 1)?;
     for is_local in [false, true] {
         if is_local {
             map(device, BASE, 1, 0, RW)?;
@@ -135,7 +135,7 @@ pub(super) fn quiesce_stops_every_access(test: &dyn TestDevice) -> Result<(), St
 pub(super) fn atomics_lose_nothing(test: &dyn TestDevice) -> Result<(), String> {
     let device = test.device();
     const EACH: u64 = 20_000;
-    let memory = pages(1)?;
+    let memory = linkable(test, 1)?;
     let (system, local) = (BASE, BASE + (1 << 30));
     link(device, system, &memory, 1, RW)?;
     map(device, local, 1, 0, RW)?;

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use granule::ports::{IommuError, MapTarget};
 use granule::units::{Access, DevAddr, Iova, PAGE_BYTES, PhysAddr};
 
-use super::check::{BASE, RW, done, expected, fill, holds, link, load, on_one, pages, same, shows_pages};
+use super::check::{BASE, RW, done, expected, fill, holds, link, linkable, load, on_one, same, shows_pages};
 use super::closing::race;
 use super::{Refused, TestDevice};
 
 pub(super) fn engines_reach_system_memory(test: &dyn TestDevice) -> Result<(), String> {
     let device = test.device();
-    let memory = pages(600)?;
+    let memory = linkable(test, 600)?;
     fill(memory.as_words(), 7);
     link(device, BASE, &memory, 600, RW)?;
     shows_pages(test, "linked memory", BASE, 600, 7)?;
@@ -24,7 +24,7 @@ pub(super) fn engines_reach_system_memory(test: &dyn TestDevice) -> Result<(), S
 
 pub(super) fn an_unlinked_iova_is_never_read(test: &dyn TestDevice) -> Result<(), String> {
     let device = test.device();
-    let memory = pages(3)?;
+    let memory = linkable(test, 3)?;
     fill(memory.as_words(), 7);
     link(device, BASE, &memory, 3, RW)?;
     same("a load", load(test, BASE + PAGE_BYTES), Ok(expected(512, 7)))?;
@@ -45,7 +45,7 @@ pub(super) fn an_unlinked_iova_is_never_read(test: &dyn TestDevice) -> Result<()
 
 pub(super) fn the_iommu_refuses_what_it_must(test: &dyn TestDevice) -> Result<(), String> {
     let iommu = test.device().iommu();
-    let memory = pages(8)?;
+    let memory = linkable(test, 8)?;
     let (phys, at) = (PhysAddr(memory.base().0), |page: u64| Iova(BASE + page * PAGE_BYTES));
     let (first, last) = iommu.aperture();
     holds("the aperture is a range", first < last)?;
@@ -69,7 +69,7 @@ pub(super) fn the_iommu_refuses_what_it_must(test: &dyn TestDevice) -> Result<()
 /// One page after another is unlinked under an engine that stores to it; after the flush the page must not change.
 pub(super) fn the_iommu_flush_ends_accesses(test: &dyn TestDevice) -> Result<(), String> {
     let device = test.device();
-    let memory = pages(2)?;
+    let memory = linkable(test, 2)?;
     let iommu = device.iommu();
     let (ended, stores) = (AtomicBool::new(false), AtomicU64::new(0));
     link(device, BASE, &memory, 1, RW)?;

@@ -30,6 +30,8 @@ mod service;
 mod sleeper;
 mod sleeping;
 pub mod software;
+#[cfg(feature = "vulkan")]
+pub mod vulkan;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,6 +39,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use granule::ports::{Device, FaultCause};
+use granule::units::VirtRange;
 
 /// How long a check may take.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -49,6 +52,13 @@ pub trait TestDevice: Send + Sync {
     fn engines(&self) -> usize;
     /// Runs `kernel` once on every engine, all at the same time, and returns when all have ended.
     fn run(&self, kernel: &(dyn Fn(&mut dyn TestEngine) + Sync));
+    /// Told before a check links system memory, which stays mapped until the check's last access has ended: private
+    /// memory of the library, or a page of the application whose first touch sleeps in a page fault. `false` if the
+    /// device cannot link memory of this kind: checks about the latter are passed over then, the others fail.
+    fn admit(&self, memory: VirtRange) -> bool {
+        let _ = memory;
+        true
+    }
 }
 
 /// An engine in the hands of a check. Addresses are multiples of 8.

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use granule::ports::{Device, MapTarget};
-use granule::units::{Access, DevAddr, Iova, PAGE_BYTES, PhysAddr};
+use granule::units::{Access, DevAddr, Iova, PAGE_BYTES, PhysAddr, VirtAddr, VirtRange};
 
 use super::check::{RW, done, holds};
 
@@ -41,6 +41,11 @@ impl Sleeper {
         page.call(UFFDIO_API, &mut [0xaa, 0, 0, 0])?;
         page.call(UFFDIO_REGISTER, &mut [page.at, PAGE_BYTES, REGISTER_MISSING, 0])?;
         Ok(page)
+    }
+
+    /// Where it lies.
+    pub(super) fn range(&self) -> VirtRange {
+        VirtRange::of_pages(VirtAddr(self.at), 1)
     }
 
     fn call(&self, request: u64, arguments: &mut [u64; 4]) -> Result<(), String> {

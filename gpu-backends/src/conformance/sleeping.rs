@@ -45,6 +45,9 @@ pub(super) fn flush_does_not_wait_for_a_cpu_fault(test: &dyn TestDevice) -> Resu
         return Ok(());
     }
     let page = Sleeper::new()?;
+    if !test.admit(page.range()) {
+        return Ok(());
+    }
     page.link(device, BASE)?;
     device.attach();
     let ended = while_storing(
@@ -71,6 +74,9 @@ pub(super) fn quiesce_does_not_wait_for_a_cpu_fault(test: &dyn TestDevice) -> Re
         return Ok(());
     }
     let page = Sleeper::new()?;
+    if !test.admit(page.range()) {
+        return Ok(());
+    }
     page.link(device, BASE)?;
     let closed = AtomicBool::new(false);
     // A device may turn the access into a fault; then it is simply tried again.

@@ -41,7 +41,7 @@ mod iotlb;
 mod line_cache;
 mod memory;
 mod page_entry;
-mod page_table;
+pub(crate) mod page_table;
 mod pasid;
 mod pins;
 mod scalar;

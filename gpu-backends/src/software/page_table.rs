@@ -87,6 +87,12 @@ impl PageTable {
         })
     }
 
+    /// Every node, one page each, for a device that walks the table itself.
+    #[cfg(feature = "vulkan")]
+    pub(crate) fn nodes(&self) -> &[AtomicU64] {
+        &self.entries
+    }
+
     fn entry(&self, node: u64, index: usize) -> &AtomicU64 {
         &self.entries[node as usize * FANOUT + index]
     }

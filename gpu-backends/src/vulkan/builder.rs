@@ -1,0 +1,112 @@
+//! How a Vulkan device is made.
+#![allow(unsafe_code, reason = "device memory is filled")]
+
+use std::sync::Arc;
+
+use granule::os::private::{PrivateArc, PrivateBytes, PrivateError};
+use granule::sync::{AtomicU32, AtomicU64};
+use granule::units::{BLOCK_BYTES, PAGE_BYTES};
+
+use super::control::{Addresses, Control};
+use super::device::{Inner, VulkanDevice};
+use super::driver::Driver;
+use super::error::VulkanError;
+use super::faults::FaultQueue;
+use super::select::{self, Select};
+use super::views::Views;
+use super::windows::Closing;
+use crate::software::page_table::PageTable;
+
+/// Settings of a [`VulkanDevice`]. Start with [`VulkanDevice::builder`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    select: Select,
+    memory_bytes: u64,
+    table_bytes: u64,
+    validate: bool,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self { select: Select::Any, memory_bytes: 64 << 20, table_bytes: 256 << 20, validate: false }
+    }
+}
+
+impl Builder {
+    /// Which device. Default: the first one that has everything.
+    pub fn select(mut self, select: Select) -> Self {
+        self.select = select;
+        self
+    }
+    /// Device memory in bytes, a multiple of 2 MiB; it is filled when the device is made. Default 64 MiB.
+    pub fn memory_bytes(mut self, bytes: u64) -> Self {
+        self.memory_bytes = bytes;
+        self
+    }
+    /// The most that the page table, and the table of linked pages, may each occupy. Default 256 MiB.
+    pub fn table_bytes(mut self, bytes: u64) -> Self {
+        self.table_bytes = bytes;
+        self
+    }
+    /// Has the validation layer check every call, and the order of accesses. Default no.
+    pub fn validate(mut self, validate: bool) -> Self {
+        self.validate = validate;
+        self
+    }
+
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// [`VulkanError`]; nothing is left behind.
+    pub fn build(self) -> Result<VulkanDevice, VulkanError> {
+        if self.memory_bytes == 0 || !self.memory_bytes.is_multiple_of(BLOCK_BYTES) {
+            return Err(VulkanError::MemorySize(self.memory_bytes));
+        }
+        let loaded = select::load(self.validate)?;
+        let found = select::choose(select::found(&loaded.instance)?, &self.select)?;
+        let align = found.import_align.max(PAGE_BYTES);
+        let nodes = (self.table_bytes.next_multiple_of(align) / PAGE_BYTES).max(16) as usize;
+        let private: Result<_, PrivateError> = (|| {
+            Ok(Inner {
+                closing: Closing::default(),
+                control: Control::new(align)?,
+                memory: PrivateBytes::aligned(self.memory_bytes, align.max(BLOCK_BYTES))?,
+                table: PageTable::new(nodes)?,
+                iommu: PageTable::new(nodes)?,
+                views: Views::new()?,
+                faults: FaultQueue::new()?,
+                lost: AtomicU32::new(0),
+                pages_in: AtomicU64::new(0),
+                pages_out: AtomicU64::new(0),
+            })
+        })();
+        let inner = private?;
+        populate(&inner.memory)?;
+        let inner = PrivateArc::new(inner)?;
+        let mut driver = Driver::new(loaded, found, self.validate)?;
+        driver.keep(inner.clone());
+        let table = |table: &PageTable| {
+            driver.import_for_ever(table.nodes().as_ptr() as u64, size_of_val(table.nodes()) as u64)
+        };
+        let whole = |memory: &PrivateBytes| driver.import_for_ever(memory.base().0, memory.range().bytes());
+        let addresses = Addresses {
+            control: whole(&inner.control.memory)?.address,
+            table: table(&inner.table)?.address,
+            iommu: table(&inner.iommu)?.address,
+            memory: whole(&inner.memory)?.address,
+        };
+        inner.control.publish(addresses);
+        Ok(VulkanDevice { driver: Arc::new(driver), inner, control: addresses.control })
+    }
+}
+
+/// Fills device memory now, as a device's own memory is there.
+fn populate(memory: &PrivateBytes) -> Result<(), VulkanError> {
+    let (at, bytes) = (memory.base().0, memory.range().bytes());
+    // SAFETY: the whole of a fresh mapping that `memory` keeps; the call does not change what it holds.
+    let filled = unsafe { libc::madvise(at as *mut libc::c_void, bytes as usize, libc::MADV_POPULATE_WRITE) };
+    if filled == 0 {
+        return Ok(());
+    }
+    Err(VulkanError::Populate { bytes, errno: std::io::Error::last_os_error().to_string() })
+}
