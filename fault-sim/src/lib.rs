@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`commands`] | one file per sub-command: its options, its checks, what it does |
 //! | [`workload`] | one file per workload of `run`: its data, its kernel, its expected values |
+//! | [`accelerator`], [`shaders`] | the device that works: the software device, or a Vulkan device |
 //! | [`alloc`] | where a workload's memory comes from |
 //! | [`trace`] | events in a Parquet file |
 //! | [`import`] | what other tools wrote, as a trace |
@@ -19,6 +20,7 @@
 //! 0: what was asked for was done, and the result is right. 1: the result is wrong or the run failed. 2: refused
 //! before any work was done. Each but 0 comes with one sentence on standard error.
 
+pub mod accelerator;
 pub mod alloc;
 pub mod commands;
 pub mod import;
@@ -32,6 +34,8 @@ pub mod replay;
 pub mod report;
 pub mod result;
 pub mod seed;
+#[cfg_attr(not(feature = "vulkan"), path = "no_shaders.rs")]
+pub mod shaders;
 pub mod size;
 pub mod split;
 pub mod trace;

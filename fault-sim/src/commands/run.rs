@@ -11,21 +11,23 @@ use std::time::Instant;
 
 use clap::Args;
 use granule::os::TakeWay;
-use granule::service::{BuildError, Granularity, Svm};
+use granule::service::{BuildError, Granularity, Svm, SvmBuilder};
 use granule::units::{BLOCK_BYTES, DevAddr, DeviceId, PAGE_BYTES, PAGE_SHIFT, VirtAddr, VirtRange};
-use granule_backends::software::{AccessError, BuildError as DeviceBuildError, SoftwareDevice};
+use granule_backends::software::{BuildError as DeviceBuildError, SoftwareDevice};
 use thiserror::Error;
 
+use crate::accelerator::{Accelerator, WorkError};
 use crate::alloc::{Arena, Source};
 use crate::memory;
 use crate::progress::Progress;
 use crate::report::{Asked, Measured, Report};
+use crate::shaders::{OpenError, ShaderDevice};
 use crate::size::Size;
 use crate::workload::{self, Kind, PrepareError, Setup, Workload};
 use crate::{FAILED, REFUSED};
 
 /// The most engines or threads that a run takes.
-const MOST_WORKERS: usize = 256;
+pub(crate) const MOST_WORKERS: usize = 256;
 
 /// What `run` takes.
 #[derive(Args, Clone, Debug)]
@@ -42,7 +44,10 @@ pub struct Options {
     /// The device.
     #[arg(long, value_enum, default_value_t = Backend::Software)]
     pub backend: Backend,
-    /// Engines of the device.
+    /// Which Vulkan device: its number, or a part of its name [default: the first that can be used].
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Engines of the device; for a Vulkan device, the number of parts that its work has where that matters.
     #[arg(long, default_value_t = 2)]
     pub engines: usize,
     /// Threads of the CPU side.
@@ -77,6 +82,8 @@ pub struct Options {
 pub enum Backend {
     /// Engines that are threads, with page tables and an IOMMU of their own.
     Software,
+    /// A Vulkan device: compute shaders that fault.
+    Vulkan,
 }
 
 /// The granularities, by the names that the command line gives them.
@@ -150,6 +157,9 @@ pub enum Refusal {
     /// More threads than make sense.
     #[error("{0} {1} is more than {MOST_WORKERS}; give less")]
     TooMany(&'static str, usize),
+    /// There is one software device only.
+    #[error("--device chooses among Vulkan devices; add --backend vulkan")]
+    NoChoice,
 }
 
 /// Why a run ended without a report.
@@ -161,6 +171,9 @@ pub enum RunError {
     /// No device.
     #[error("the device cannot be made: {0}")]
     Device(#[from] DeviceBuildError),
+    /// No Vulkan device.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// No address space.
     #[error("the address space cannot be served: {0}")]
     Build(#[from] BuildError),
@@ -169,7 +182,7 @@ pub enum RunError {
     Prepare(#[from] PrepareError),
     /// An access of the device failed.
     #[error("the device's work failed: {0}")]
-    Kernel(#[from] AccessError),
+    Kernel(#[from] WorkError),
     /// The test-only switch found nothing to flip.
     #[error("no byte of the data is in device memory, so none can be flipped")]
     NothingToFlip,
@@ -178,7 +191,7 @@ pub enum RunError {
 impl RunError {
     fn exit_status(&self) -> u8 {
         match self {
-            RunError::Refused(_) | RunError::Device(_) | RunError::Build(_) => REFUSED,
+            RunError::Refused(_) | RunError::Device(_) | RunError::Open(_) | RunError::Build(_) => REFUSED,
             RunError::Prepare(_) | RunError::Kernel(_) | RunError::NothingToFlip => FAILED,
         }
     }
@@ -228,6 +241,9 @@ fn check(options: &Options, available: Option<u64>) -> Result<Asked, Refusal> {
     if options.size < least {
         return Err(Refusal::TooSmall(options.size, least));
     }
+    if options.device.is_some() && options.backend != Backend::Vulkan {
+        return Err(Refusal::NoChoice);
+    }
     let refuse_larger = |name, size: Size, needed: u64| match available {
         Some(available) if needed > available => Err(Refusal::LargerThanMemory(name, size, Size(available))),
         _ => Ok(()),
@@ -249,6 +265,7 @@ fn check(options: &Options, available: Option<u64>) -> Result<Asked, Refusal> {
         take: options.take,
         backend: match options.backend {
             Backend::Software => "software",
+            Backend::Vulkan => "vulkan",
         },
         size: options.size,
         device_memory,
@@ -265,16 +282,9 @@ fn check(options: &Options, available: Option<u64>) -> Result<Asked, Refusal> {
 /// [`RunError`] if it could not be run to its end; a wrong result is in the report.
 pub fn run(options: &Options) -> Result<Report, RunError> {
     let asked = check(options, memory::available_bytes())?;
-    let device = SoftwareDevice::builder()
-        .memory_bytes(asked.device_memory.0)
-        .engines(asked.engines)
-        .seed(asked.seed)
-        .populate(true)
-        .build()?;
-    let mut builder = Svm::builder()
-        .device(device.clone())
-        .granularity(options.granularity.granularity())
-        .user_mode_only(options.user_mode_only);
+    let builder =
+        Svm::builder().granularity(options.granularity.granularity()).user_mode_only(options.user_mode_only);
+    let (device, mut builder) = open(options, &asked, builder)?;
     if let Some(way) = options.take.way() {
         builder = builder.take_way(way);
     }
@@ -293,15 +303,44 @@ pub fn run(options: &Options) -> Result<Report, RunError> {
     })?
 }
 
+/// Makes the device and adds it to the space.
+fn open(
+    options: &Options,
+    asked: &Asked,
+    builder: SvmBuilder,
+) -> Result<(Accelerator, SvmBuilder), RunError> {
+    let bytes = asked.device_memory.0;
+    Ok(match options.backend {
+        Backend::Software => {
+            let device = SoftwareDevice::builder()
+                .memory_bytes(bytes)
+                .engines(asked.engines)
+                .seed(asked.seed)
+                .populate(true)
+                .build()?;
+            let builder = builder.device(device.clone());
+            (Accelerator::Software(device), builder)
+        }
+        Backend::Vulkan => {
+            let device = ShaderDevice::open(options.device.as_deref(), bytes)?;
+            let builder = device.add_to(builder);
+            (Accelerator::Shaders(device), builder)
+        }
+    })
+}
+
 /// Has the device do its work and the CPU check it.
 fn work(
     options: &Options,
     asked: Asked,
-    device: &SoftwareDevice,
+    device: &Accelerator,
     svm: &Svm,
     workload: &dyn Workload,
     progress: &Progress,
 ) -> Result<Report, RunError> {
+    if let Accelerator::Shaders(device) = device {
+        device.prepare(workload.shader())?;
+    }
     progress.begin("device", workload.work_bytes());
     let start = Instant::now();
     let worked = workload.run(device);
@@ -315,7 +354,7 @@ fn work(
     let verdict = workload.verify();
     let check_time = start.elapsed();
 
-    let counters = device.counters();
+    let counters = device.tables();
     let measured = Measured {
         device: (workload.work_bytes(), device_time),
         check: (asked.size.0, check_time),
@@ -329,7 +368,7 @@ fn work(
 }
 
 /// Flips one byte of the data where it lies in device memory; brings some of it there if none does.
-fn flip_byte(device: &SoftwareDevice, svm: &Svm, workload: &dyn Workload) -> Result<(), RunError> {
+fn flip_byte(device: &Accelerator, svm: &Svm, workload: &dyn Workload) -> Result<(), RunError> {
     let flip = |at: u64, bytes: u64| {
         let place = (at..at + bytes).step_by(PAGE_BYTES as usize).find_map(|at| device.place(DevAddr(at)));
         place.inspect(|place| device.flip_byte(*place)).is_some()

@@ -3,11 +3,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use granule_backends::software::{AccessError, Engine, SoftwareDevice};
+use granule_backends::software::{AccessError, Engine};
 
 use super::{Mismatch, PrepareError, Setup, Workload, address, check, span};
+use crate::accelerator::{Accelerator, WorkError};
 use crate::alloc::Arena;
 use crate::seed;
+use crate::shaders::Shader;
 use crate::split::among_threads;
 
 const WORDS_PER_PAGE: usize = 512;
@@ -42,6 +44,20 @@ impl<'a> Atomic<'a> {
         Ok(())
     }
 
+    /// Has every engine count so often.
+    fn count(&self, device: &Accelerator, rounds: u64) -> Result<(), WorkError> {
+        match device {
+            Accelerator::Software(device) => {
+                Ok(device.run(|engine| (0..rounds).try_for_each(|_| self.kernel(engine)))?)
+            }
+            Accelerator::Shaders(device) => {
+                let counters = self.counters().count();
+                let arguments = [span(self.data).0, counters as u64, rounds];
+                Ok(device.launch(Shader::Count, counters * self.setup.engines, &arguments)?)
+            }
+        }
+    }
+
     /// What is added to a counter by everybody together.
     fn added(&self) -> u64 {
         let Setup { engines, threads, .. } = self.setup;
@@ -55,7 +71,7 @@ impl Workload for Atomic<'_> {
         span(self.data).1 * (ROUNDS + 1)
     }
 
-    fn run(&self, device: &SoftwareDevice) -> Result<(), AccessError> {
+    fn run(&self, device: &Accelerator) -> Result<(), WorkError> {
         std::thread::scope(|scope| {
             for _ in 0..self.setup.threads {
                 scope.spawn(|| {
@@ -64,9 +80,13 @@ impl Workload for Atomic<'_> {
                     }
                 });
             }
-            device.run(|engine| (0..ROUNDS).try_for_each(|_| self.kernel(engine)))
+            self.count(device, ROUNDS)
         })?;
-        device.run(|engine| self.kernel(engine))
+        self.count(device, 1)
+    }
+
+    fn shader(&self) -> Shader {
+        Shader::Count
     }
 
     fn verify(&self) -> Result<(), Mismatch> {

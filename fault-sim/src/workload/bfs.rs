@@ -4,11 +4,13 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule::os::private::Slab;
-use granule_backends::software::{AccessError, Engine, SoftwareDevice};
+use granule_backends::software::{AccessError, Engine};
 
 use super::{CHUNK, Mismatch, PrepareError, Setup, Workload, address, check_half, pieces, share, span};
+use crate::accelerator::{Accelerator, WorkError};
 use crate::alloc::Arena;
 use crate::seed;
+use crate::shaders::Shader;
 use crate::split::among_threads;
 
 /// Edges that leave a vertex.
@@ -16,6 +18,8 @@ const DEGREE: usize = 8;
 /// Bytes per vertex: its row, its edges, its distance.
 const VERTEX_BYTES: u64 = 4 + 4 * DEGREE as u64 + 4;
 const UNSEEN: u32 = u32::MAX;
+/// Vertices per item of the shader.
+const SHADER_ITEM: usize = 64;
 
 pub struct Bfs<'a> {
     setup: Setup<'a>,
@@ -123,15 +127,29 @@ impl Workload for Bfs<'_> {
         self.distances.len() as u64 * VERTEX_BYTES
     }
 
-    fn run(&self, device: &SoftwareDevice) -> Result<(), AccessError> {
+    fn run(&self, device: &Accelerator) -> Result<(), WorkError> {
         for level in 0..UNSEEN {
             self.found.store(0, Ordering::Relaxed);
-            device.run(|engine| self.kernel(engine, level))?;
+            match device {
+                Accelerator::Software(device) => device.run(|engine| self.kernel(engine, level))?,
+                Accelerator::Shaders(device) => {
+                    let [rows, edges, distances] =
+                        [self.rows, self.edges, self.distances].map(|of| span(of).0);
+                    let vertices = self.distances.len();
+                    let arguments =
+                        [rows, edges, distances, vertices as u64, level.into(), address(self.found)];
+                    device.launch(Shader::Bfs, vertices.div_ceil(SHADER_ITEM), &arguments)?;
+                }
+            }
             if self.found.load(Ordering::Relaxed) == 0 {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn shader(&self) -> Shader {
+        Shader::Bfs
     }
 
     fn verify(&self) -> Result<(), Mismatch> {

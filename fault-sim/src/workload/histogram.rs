@@ -3,14 +3,18 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use granule::os::private::Slab;
-use granule_backends::software::{AccessError, Engine, SoftwareDevice};
+use granule_backends::software::{AccessError, Engine};
 
 use super::{CHUNK, Mismatch, PrepareError, Setup, Workload, address, check, pieces, share, span};
+use crate::accelerator::{Accelerator, WorkError};
 use crate::alloc::Arena;
 use crate::seed;
+use crate::shaders::Shader;
 use crate::split::among_threads;
 
 const BINS: usize = 256;
+/// Words per item of the shader.
+const SHADER_ITEM: usize = 8192;
 
 pub struct Histogram<'a> {
     setup: Setup<'a>,
@@ -60,8 +64,18 @@ impl Workload for Histogram<'_> {
         span(self.data).1
     }
 
-    fn run(&self, device: &SoftwareDevice) -> Result<(), AccessError> {
-        device.run(|engine| self.kernel(engine))
+    fn run(&self, device: &Accelerator) -> Result<(), WorkError> {
+        match device {
+            Accelerator::Software(device) => Ok(device.run(|engine| self.kernel(engine))?),
+            Accelerator::Shaders(device) => {
+                let arguments = [span(self.data).0, self.data.len() as u64, span(self.bins).0];
+                Ok(device.launch(Shader::Histogram, self.data.len().div_ceil(SHADER_ITEM), &arguments)?)
+            }
+        }
+    }
+
+    fn shader(&self) -> Shader {
+        Shader::Histogram
     }
 
     fn verify(&self) -> Result<(), Mismatch> {

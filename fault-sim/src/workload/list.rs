@@ -3,11 +3,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use granule_backends::software::{AccessError, Engine, SoftwareDevice};
+use granule_backends::software::{AccessError, Engine};
 
 use super::{Mismatch, PrepareError, Setup, Workload, address, check, share, span};
+use crate::accelerator::{Accelerator, WorkError};
 use crate::alloc::{Arena, Node, Nodes};
 use crate::seed;
+use crate::shaders::Shader;
 use crate::split::{among_threads, part};
 
 /// Words of a node: the next node's address (0 at the end), a value, what the device made of it, a tag.
@@ -96,8 +98,23 @@ impl Workload for List<'_> {
         self.order.count() as u64 * NODE_BYTES
     }
 
-    fn run(&self, device: &SoftwareDevice) -> Result<(), AccessError> {
-        device.run(|engine| self.kernel(engine))
+    fn run(&self, device: &Accelerator) -> Result<(), WorkError> {
+        match device {
+            Accelerator::Software(device) => Ok(device.run(|engine| self.kernel(engine))?),
+            Accelerator::Shaders(device) => {
+                let mut arguments = [0; 1 + crate::commands::run::MOST_WORKERS];
+                arguments[0] = span(self.sums).0;
+                for index in 0..self.setup.engines {
+                    let list = part(self.order.count(), index, self.setup.engines);
+                    arguments[1 + index] = if list.is_empty() { 0 } else { self.order.address(list.start) };
+                }
+                Ok(device.launch(Shader::List, self.setup.engines, &arguments[..1 + self.setup.engines])?)
+            }
+        }
+    }
+
+    fn shader(&self) -> Shader {
+        Shader::List
     }
 
     fn verify(&self) -> Result<(), Mismatch> {

@@ -22,11 +22,14 @@ mod sum;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule::os::private::PrivateError;
-use granule_backends::software::{AccessError, Engine, SoftwareDevice};
+use granule::units::PAGE_BYTES;
+use granule_backends::software::Engine;
 use thiserror::Error;
 
+use crate::accelerator::{Accelerator, WorkError};
 use crate::alloc::{AllocError, Arena};
 use crate::progress::Progress;
+use crate::shaders::Shader;
 
 /// Elements of 8 bytes that a kernel moves at a time; twice as many of 4 bytes.
 const CHUNK: usize = 2048;
@@ -74,8 +77,11 @@ pub trait Workload {
     /// Has the device do its work.
     ///
     /// # Errors
-    /// [`AccessError`] of the first engine whose access could not be served.
-    fn run(&self, device: &SoftwareDevice) -> Result<(), AccessError>;
+    /// [`WorkError`] of the first engine or item whose access could not be served.
+    fn run(&self, device: &Accelerator) -> Result<(), WorkError>;
+
+    /// The compute shader that does the work on a Vulkan device.
+    fn shader(&self) -> Shader;
 
     /// Has the CPU compare everything with what it should be.
     ///
@@ -160,6 +166,12 @@ fn address<T>(of: &T) -> u64 {
 /// Address and size of a slice.
 fn span<T>(of: &[T]) -> (u64, u64) {
     (of.as_ptr() as u64, size_of_val(of) as u64)
+}
+
+/// How many pages hold a slice: the items of a shader that takes a page each.
+fn pages<T>(of: &[T]) -> usize {
+    let (at, bytes) = span(of);
+    ((at + bytes).div_ceil(PAGE_BYTES) - at / PAGE_BYTES) as usize
 }
 
 /// The part of `0..len` that an engine works on.

@@ -3,11 +3,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use granule_backends::software::{AccessError, Engine, SoftwareDevice};
+use granule_backends::software::{AccessError, Engine};
 
-use super::{CHUNK, Mismatch, PrepareError, Setup, Workload, address, check, pieces, share, span};
+use super::{CHUNK, Mismatch, PrepareError, Setup, Workload, address, check, pages, pieces, share, span};
+use crate::accelerator::{Accelerator, WorkError};
 use crate::alloc::Arena;
 use crate::seed;
+use crate::shaders::Shader;
 use crate::split::among_threads;
 
 /// Turns of the device; the CPU has one between each two of them.
@@ -59,19 +61,29 @@ impl Workload for PingPong<'_> {
         span(self.data).1 * DEVICE_TURNS as u64
     }
 
-    fn run(&self, device: &SoftwareDevice) -> Result<(), AccessError> {
+    fn run(&self, device: &Accelerator) -> Result<(), WorkError> {
         for turn in 0..DEVICE_TURNS {
             if turn > 0 {
                 among_threads(self.setup.threads, self.data.len(), |range| {
                     for word in &self.data[range] {
                         word.store(cpu_turn(word.load(Ordering::Relaxed)), Ordering::Relaxed);
                     }
-                    Ok::<_, AccessError>(())
+                    Ok::<_, WorkError>(())
                 })?;
             }
-            device.run(|engine| self.kernel(engine))?;
+            match device {
+                Accelerator::Software(device) => device.run(|engine| self.kernel(engine))?,
+                Accelerator::Shaders(device) => {
+                    let arguments = [span(self.data).0, self.data.len() as u64];
+                    device.launch(Shader::PingPong, pages(self.data), &arguments)?;
+                }
+            }
         }
         Ok(())
+    }
+
+    fn shader(&self) -> Shader {
+        Shader::PingPong
     }
 
     fn verify(&self) -> Result<(), Mismatch> {

@@ -2,15 +2,19 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use granule_backends::software::{AccessError, Engine, SoftwareDevice};
+use granule_backends::software::{AccessError, Engine};
 
 use super::{CHUNK, Mismatch, PrepareError, Setup, Workload, address, check_half, pieces, share, span};
+use crate::accelerator::{Accelerator, WorkError};
 use crate::alloc::Arena;
 use crate::seed;
+use crate::shaders::Shader;
 use crate::split::among_threads;
 
 /// The factor: exact in binary, so that nothing depends on how it is written.
 const A: f32 = 2.5;
+/// Elements per item of the shader.
+const SHADER_ITEM: usize = 1024;
 
 pub struct Saxpy<'a> {
     setup: Setup<'a>,
@@ -58,8 +62,19 @@ impl Workload for Saxpy<'_> {
         span(self.x).1 + span(self.y).1
     }
 
-    fn run(&self, device: &SoftwareDevice) -> Result<(), AccessError> {
-        device.run(|engine| self.kernel(engine))
+    fn run(&self, device: &Accelerator) -> Result<(), WorkError> {
+        match device {
+            Accelerator::Software(device) => Ok(device.run(|engine| self.kernel(engine))?),
+            Accelerator::Shaders(device) => {
+                let (x, y) = (span(self.x).0, span(self.y).0);
+                let arguments = [x, y, self.x.len() as u64, A.to_bits().into()];
+                Ok(device.launch(Shader::Saxpy, self.x.len().div_ceil(SHADER_ITEM), &arguments)?)
+            }
+        }
+    }
+
+    fn shader(&self) -> Shader {
+        Shader::Saxpy
     }
 
     fn verify(&self) -> Result<(), Mismatch> {

@@ -2,11 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use granule_backends::software::{AccessError, Engine, SoftwareDevice};
+use granule_backends::software::{AccessError, Engine};
 
-use super::{CHUNK, Mismatch, PrepareError, Setup, Workload, address, check, pieces, share, span};
+use super::{CHUNK, Mismatch, PrepareError, Setup, Workload, address, check, pages, pieces, share, span};
+use crate::accelerator::{Accelerator, WorkError};
 use crate::alloc::Arena;
 use crate::seed;
+use crate::shaders::Shader;
 use crate::split::{among_threads, part};
 
 pub struct Sum<'a> {
@@ -46,8 +48,19 @@ impl Workload for Sum<'_> {
         span(self.data).1
     }
 
-    fn run(&self, device: &SoftwareDevice) -> Result<(), AccessError> {
-        device.run(|engine| self.kernel(engine))
+    fn run(&self, device: &Accelerator) -> Result<(), WorkError> {
+        match device {
+            Accelerator::Software(device) => Ok(device.run(|engine| self.kernel(engine))?),
+            Accelerator::Shaders(device) => {
+                let (sums, parts) = (span(self.sums).0, self.sums.len() as u64);
+                let arguments = [span(self.data).0, self.data.len() as u64, sums, parts];
+                Ok(device.launch(Shader::Sum, pages(self.data), &arguments)?)
+            }
+        }
+    }
+
+    fn shader(&self) -> Shader {
+        Shader::Sum
     }
 
     fn verify(&self) -> Result<(), Mismatch> {

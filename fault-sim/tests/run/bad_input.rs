@@ -50,5 +50,6 @@ fn unknown_names() {
 fn conflicts() {
     refused(&["run", "--json", "--json"], "cannot be used multiple times");
     refused(&["run", "--size", "4MiB", "--size", "8MiB"], "cannot be used multiple times");
+    refused(&["run", "--device", "0"], "add --backend vulkan");
     refused(&["run", "saxpy"], "unexpected argument 'saxpy'");
 }

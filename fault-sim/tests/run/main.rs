@@ -4,6 +4,8 @@ mod bad_input;
 mod flip;
 mod matrix;
 mod output;
+#[cfg(feature = "vulkan")]
+mod vulkan;
 
 use std::process::{Command, Output};
 
