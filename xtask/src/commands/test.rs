@@ -201,7 +201,10 @@ fn examples(tally: &mut Tally) -> Result<(), String> {
         for path in entries(&tool::root().join(folder))? {
             if path.extension().is_some_and(|extension| extension == "rs") {
                 let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                let args = ["run", "--quiet", "--package", package, "--example", &name];
+                let mut args = vec!["run", "--quiet", "--package", package, "--example", &name];
+                if name.starts_with("vulkan_") {
+                    args.extend(["--features", "vulkan"]);
+                }
                 whole(tally, &format!("example {name}"), &mut cargo(args))?;
             }
         }
