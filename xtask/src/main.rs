@@ -1,5 +1,6 @@
 //! The chores of this workspace, one sub-command each: `cargo xtask test`.
 
+mod apt;
 mod commands;
 mod fences;
 mod measured;
