@@ -65,6 +65,8 @@ struct Cli {
 enum Command {
     /// Runs a workload over ordinary memory on a device, has the CPU check it, and prints what happened.
     Run(run::Options),
+    /// Every device of every backend: what it can do, and how a run would use it.
+    Devices(commands::devices::Options),
     /// Makes a trace from a pattern and a seed.
     Gen(commands::r#gen::Options),
     /// Turns what another tool wrote into a trace.
@@ -83,6 +85,7 @@ enum Command {
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(arguments) {
         Ok(Cli { command: Command::Run(options) }) => run::main(&options),
+        Ok(Cli { command: Command::Devices(options) }) => commands::devices::main(&options),
         Ok(Cli { command: Command::Gen(options) }) => commands::r#gen::main(&options),
         Ok(Cli { command: Command::Import(options) }) => commands::import::main(&options),
         Ok(Cli { command: Command::Inspect(options) }) => commands::inspect::main(&options),

@@ -7,6 +7,7 @@ use granule::units::{DevAddr, DevMemAddr};
 use thiserror::Error;
 
 use crate::accelerator::Tables;
+use crate::commands::devices::Listed;
 
 /// Why no device was opened.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -29,6 +30,14 @@ pub enum Shader {
     Bfs,
     PingPong,
     Count,
+}
+
+/// No device.
+///
+/// # Errors
+/// Always.
+pub fn devices() -> Result<Vec<Listed>, OpenError> {
+    Err(OpenError)
 }
 
 /// Never made.

@@ -4,9 +4,10 @@ use std::sync::Mutex;
 
 use granule::service::SvmBuilder;
 use granule::units::{DevAddr, DevMemAddr};
-use granule_backends::vulkan::{Kernel, SAVED_WORDS, Select, VulkanDevice, shaders};
+use granule_backends::vulkan::{DeviceInfo, Kernel, SAVED_WORDS, Select, VulkanDevice, shaders};
 
 use crate::accelerator::Tables;
+use crate::commands::devices::Listed;
 
 pub use granule_backends::vulkan::{LaunchError, VulkanError as OpenError};
 
@@ -50,6 +51,42 @@ impl Shader {
     fn needs_atomic64(self) -> bool {
         matches!(self, Shader::Sum | Shader::Histogram | Shader::Bfs | Shader::Count)
     }
+}
+
+/// Every Vulkan device, usable or not.
+///
+/// # Errors
+/// [`OpenError`] if there is no loader or no driver.
+pub fn devices() -> Result<Vec<Listed>, OpenError> {
+    Ok(granule_backends::vulkan::devices()?.into_iter().map(listed).collect())
+}
+
+fn listed(info: DeviceInfo) -> Listed {
+    let (mode, why) = match info.lacks {
+        None => (Some("translation"), "the shader walks a page table before it reaches memory".to_owned()),
+        Some(lacks) => (None, format!("it lacks {lacks}")),
+    };
+    let listed = Listed {
+        backend: "vulkan",
+        index: Some(info.index),
+        driver: format!("{}, Vulkan {}.{}", info.driver, info.version.0, info.version.1),
+        name: info.name,
+        kind: info.kind,
+        usable: info.lacks.is_none(),
+        mode,
+        why,
+        memory_bytes: Some(info.memory_bytes),
+        can: Vec::new(),
+        cannot: Vec::new(),
+    };
+    listed.abilities(&[
+        ("driver-free", info.maps_memory),
+        ("import-host-memory", info.imports),
+        ("atomic64", info.has_atomic64),
+        ("sparse-buffers", info.has_sparse),
+        ("memory-budget", info.has_budget),
+        ("transfer-queue", info.has_transfer_queue),
+    ])
 }
 
 /// A Vulkan device.

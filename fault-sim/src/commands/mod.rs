@@ -1,6 +1,7 @@
 //! One file per sub-command.
 
 pub mod compare;
+pub mod devices;
 pub mod r#gen;
 pub mod import;
 pub mod inspect;

@@ -1,6 +1,7 @@
 //! Runs the built program as a person would.
 
 mod bad_input;
+mod devices;
 mod flip;
 mod matrix;
 mod output;

@@ -14,8 +14,9 @@ use super::control::Control;
 use super::driver::Driver;
 use super::error::VulkanError;
 use super::faults::FaultQueue;
+use super::info::DeviceInfo;
 use super::kernel::Kernel;
-use super::select::DeviceInfo;
+
 use super::views::Views;
 use super::windows::{Closing, Windows};
 use crate::software::page_table::{Found, PageTable};

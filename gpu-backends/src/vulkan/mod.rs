@@ -26,7 +26,8 @@
 //!
 //! | file | noun |
 //! |---|---|
-//! | `select` | the loader, the devices, what each lacks |
+//! | `select` | the loader, and which device is meant |
+//! | `info` | what a device can do, and what it lacks |
 //! | `builder` | settings |
 //! | `driver` | what belongs to the Vulkan driver |
 //! | `device` | the device as the library sees it ([`granule::ports::Device`]) |
@@ -45,6 +46,7 @@ mod device;
 mod driver;
 mod error;
 mod faults;
+mod info;
 mod kernel;
 mod launch;
 mod launch_block;
@@ -56,7 +58,8 @@ mod windows;
 pub use builder::Builder;
 pub use device::{Counters, VulkanDevice};
 pub use error::{LaunchError, VulkanError};
+pub use info::DeviceInfo;
 pub use kernel::Kernel;
 pub use launch::SAVED_WORDS;
 pub use launch_block::MOST_ARGUMENTS;
-pub use select::{DeviceInfo, Select, devices};
+pub use select::{Select, devices};

@@ -1,4 +1,4 @@
-//! Which Vulkan devices there are, and what each lacks.
+//! The loader, and which of its devices is meant.
 #![allow(unsafe_code, reason = "calls of the Vulkan loader")]
 
 use std::ffi::CStr;
@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use ash::{Entry, Instance, vk};
 
 use super::error::{Named, VulkanError};
+use super::info::{DeviceInfo, look};
 
 /// Which device is meant.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -24,23 +25,6 @@ impl Select {
     pub fn parse(text: &str) -> Self {
         text.parse().map_or_else(|_| Select::Name(text.to_owned()), Select::Index)
     }
-}
-
-/// What is known of a device before it is opened.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DeviceInfo {
-    /// Its number in the loader's list.
-    pub index: usize,
-    /// Its name.
-    pub name: String,
-    /// Name and version of its driver.
-    pub driver: String,
-    /// Whether it computes on the CPU's own processors, in this process.
-    pub is_cpu: bool,
-    /// Whether 64-bit words in memory have atomic additions.
-    pub has_atomic64: bool,
-    /// What it lacks to be used, in words; `None` if nothing.
-    pub lacks: Option<&'static str>,
 }
 
 pub(super) struct Found {
@@ -106,71 +90,6 @@ pub(super) fn found(instance: &Instance) -> Result<Vec<Found>, VulkanError> {
 pub fn devices() -> Result<Vec<DeviceInfo>, VulkanError> {
     let loaded = load(false)?;
     Ok(found(&loaded.instance)?.into_iter().map(|one| one.info).collect())
-}
-
-fn text(chars: &[std::ffi::c_char]) -> String {
-    let bytes: Vec<u8> = chars.iter().map(|&c| c as u8).take_while(|&byte| byte != 0).collect();
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn look(instance: &Instance, index: usize, physical: vk::PhysicalDevice) -> Found {
-    // SAFETY: the device is of this instance.
-    let extensions = unsafe { instance.enumerate_device_extension_properties(physical) }.unwrap_or_default();
-    let has = |name: &CStr| extensions.iter().any(|e| e.extension_name_as_c_str() == Ok(name));
-    let imports = has(ash::ext::external_memory_host::NAME);
-    let mut driver = vk::PhysicalDeviceDriverProperties::default();
-    let mut limits = vk::PhysicalDeviceMaintenance3Properties::default();
-    let mut import = vk::PhysicalDeviceExternalMemoryHostPropertiesEXT::default();
-    let mut properties =
-        vk::PhysicalDeviceProperties2::default().push_next(&mut driver).push_next(&mut limits);
-    if imports {
-        properties = properties.push_next(&mut import);
-    }
-    // SAFETY: the device is of this instance, and each structure in the chain is one that its version or an
-    // extension of it defines (those that it does not know, it passes over).
-    unsafe { instance.get_physical_device_properties2(physical, &mut properties) };
-    let base = properties.properties;
-    let mut features12 = vk::PhysicalDeviceVulkan12Features::default();
-    let mut features = vk::PhysicalDeviceFeatures2::default();
-    if base.api_version >= vk::API_VERSION_1_2 {
-        features = features.push_next(&mut features12);
-    }
-    // SAFETY: as above.
-    unsafe { instance.get_physical_device_features2(physical, &mut features) };
-    let has_int64 = features.features.shader_int64 != 0;
-    // SAFETY: as above.
-    let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
-    let family = families.iter().position(|f| f.queue_flags.contains(vk::QueueFlags::COMPUTE));
-    let is_cpu = base.device_type == vk::PhysicalDeviceType::CPU;
-    let needs = [
-        (base.api_version >= vk::API_VERSION_1_2, "Vulkan 1.2"),
-        (family.is_some(), "a queue that computes"),
-        (has_int64, "64-bit integers in shaders (shaderInt64)"),
-        (features12.buffer_device_address != 0, "addresses of buffers (bufferDeviceAddress)"),
-        (features12.timeline_semaphore != 0, "timeline semaphores (timelineSemaphore)"),
-        (imports, "memory of the host as its own (VK_EXT_external_memory_host)"),
-        (
-            is_cpu,
-            "windows that are coherent with the CPU while a shader runs: shown for CPU drivers only so far",
-        ),
-    ];
-    let lacks = needs.iter().find(|(there, _)| !there).map(|(_, what)| *what);
-    let driver = format!("{} {}", text(&driver.driver_name), text(&driver.driver_info));
-    Found {
-        info: DeviceInfo {
-            index,
-            name: text(&base.device_name),
-            driver: driver.trim().to_owned(),
-            is_cpu,
-            has_atomic64: features12.shader_buffer_int64_atomics != 0,
-            lacks,
-        },
-        physical,
-        family: family.unwrap_or(0) as u32,
-        most_allocation: limits.max_memory_allocation_size,
-        import_align: import.min_imported_host_pointer_alignment,
-        most_groups: base.limits.max_compute_work_group_count[0],
-    }
 }
 
 /// The device that is meant.
