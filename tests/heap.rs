@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use granule::Granularity;
 use granule::ports::Count;
+use granule_backends::software::SoftwareDevice;
 use real::{MIB, PAGE, World, advise, alone, map, peek, poke, present_pages, unmap};
 
 /// Pages of the heap that must have been seen to leave the CPU.
@@ -99,6 +101,60 @@ fn invalidate(stop: &AtomicBool) {
         assert!((0..256).all(|page| peek(at + page * PAGE) == if page < 128 { 0 } else { page as u64 }));
         unmap(at, MIB);
     }
+}
+
+/// The pool that serves a batch of several blocks keeps its state on the heap, and touches it after it served: the page
+/// that was just moved comes home again before its engine goes on. That must not happen for ever.
+#[test]
+fn an_engine_gets_the_pages_that_the_pool_itself_uses_while_another_faults_without_end() {
+    const ENGINES: usize = 6;
+    const BLOCKS: usize = 8;
+    const BLOCK_BYTES: usize = 2 * MIB;
+    const MOST: u64 = 50_000;
+    let _alone = alone(120);
+    // Memory for half of what the other engines go through: each of their accesses faults.
+    let all = ENGINES * BLOCKS * BLOCK_BYTES;
+    let device = SoftwareDevice::builder().memory_bytes(all as u64 / 2).engines(ENGINES).build();
+    let world =
+        World::over(device.expect("a software device"), |builder| builder.granularity(Granularity::Kib4));
+    let stream = map(all);
+    let mut ranges = [(0, 0); 64];
+    let found = heaps(&mut ranges);
+    assert!(found >= 2, "the heap and an arena");
+    let ended = AtomicBool::new(false);
+    let accesses = AtomicU64::new(0);
+    world
+        .device
+        .run(|engine| {
+            if engine.index() > 0 {
+                let own = stream + engine.index() * BLOCKS * BLOCK_BYTES;
+                let pages = BLOCKS * BLOCK_BYTES / PAGE;
+                // One page of each block after the other.
+                for at in (0..pages).cycle().map(|at| at % BLOCKS * BLOCK_BYTES + at / BLOCKS * PAGE) {
+                    if ended.load(Ordering::Relaxed) || accesses.load(Ordering::Relaxed) >= MOST {
+                        break;
+                    }
+                    engine.store((own + at) as u64, at as u64)?;
+                    accesses.fetch_add(1, Ordering::Relaxed);
+                }
+            } else {
+                for _ in 0..20 {
+                    for &(at, pages) in &ranges[..found] {
+                        for page in 0..pages {
+                            // Whoever allocates may have given the end of a heap back since.
+                            let _ = engine.load::<u64>((at + page * PAGE) as u64);
+                        }
+                    }
+                }
+                ended.store(true, Ordering::Relaxed);
+            }
+            Ok(())
+        })
+        .expect("writable memory");
+    let accesses = accesses.into_inner();
+    println!("the heap was read while another engine made {accesses} accesses");
+    assert!(accesses < MOST, "the heap was read only when nothing else faulted any more");
+    unmap(stream, all);
 }
 
 #[test]

@@ -48,5 +48,5 @@ pub use invalidate::{forget_contents, invalidate};
 pub use remap::{bring_home, remap};
 pub use retry::{Climb, Ladder};
 pub use round::{Reader, RoundEnd, round};
-pub use serve::{Answer, serve};
+pub use serve::{Answer, is_served, serve};
 pub use userptr::{UserptrFault, register, release, revalidate, serve_alias};

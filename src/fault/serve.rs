@@ -124,6 +124,13 @@ fn make_room<H: Host>(space: &Space<'_, H>, seat: Seat, device: DeviceId, index:
     true
 }
 
+/// Whether the device may access every page of a fault at this moment, as far as the block's bits say.
+pub fn is_served<H: Host>(space: &Space<'_, H>, fault: &BlockFault) -> bool {
+    let Some(index) = space.tables.block(fault.block) else { return false };
+    let seen = classify(&space.tables.lock(index, space.park), fault.device, &fault.faulted, &fault.written);
+    (seen.resident | seen.linked) == fault.faulted
+}
+
 /// The block's record, and step one of two-step DMA: the first fault in a granule reserves all of it.
 fn prepare<H: Host>(space: &Space<'_, H>, fault: &BlockFault) -> Result<BlockIndex, FaultCause> {
     if !space.host.window().covers(fault.block.range()) {

@@ -1,12 +1,12 @@
 #![allow(unsafe_code, reason = "passes on the promise of a region")]
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 
 use super::core::Core;
 use super::request::{Answered, Ask, Request};
 use crate::dma::DmaRange;
-use crate::fault::{BlockFault, group, register, release, revalidate, serve, serve_alias};
+use crate::fault::{BlockFault, group, is_served, register, release, revalidate, serve, serve_alias};
 use crate::granule::UserptrNo;
 use crate::migrate::{Retry, abandon, to_ram, unlink};
 use crate::ports::{Clock, Count, DeviceFault, Host, HostError, Timing};
@@ -165,23 +165,13 @@ impl DeviceThread<'_> {
         space.probe.add(Count::DeviceFaults, fetched as u64);
         space.probe.add(Count::DeviceFaultsDuplicate, duplicates);
         let (faults, groups) = (&*faults, &groups[..used]);
-        // This thread and the pool's take one block after the other.
-        let next = AtomicUsize::new(0);
-        let serve_rest = |seat| {
-            while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
-                self.serve_group(seat, group, faults);
+        match groups {
+            [] => {}
+            [only] => {
+                self.serve_group(self.seat, only, faults);
             }
-        };
-        let helpers = self.pool.current_num_threads().saturating_sub(1).max(1).min(used.saturating_sub(1));
-        self.pool.in_place_scope(|scope| {
-            for _ in 0..helpers {
-                scope.spawn(|_| {
-                    let seat = rayon::current_thread_index().expect("the pool's own threads run this");
-                    serve_rest(Seat(seat as u16));
-                });
-            }
-            serve_rest(self.seat);
-        });
+            _ => self.serve_groups(groups, faults),
+        }
         port.replay();
         let took_ns = self.core.clock.now_ns() - since_ns;
         for _ in 0..fetched {
@@ -210,10 +200,44 @@ impl DeviceThread<'_> {
         &mut faults[..kept]
     }
 
-    fn serve_group(&self, seat: Seat, group: &BlockFault, faults: &[DeviceFault]) {
+    /// This thread and the pool's take one block after the other.
+    ///
+    /// The pool keeps its state on the heap, and so does whoever looks up a mapping: what they touch comes home, and may
+    /// be a block that was just served. Blocks that are gone again are therefore served once more by this thread alone,
+    /// which touches private memory only from then until the replay. Without that, an engine that wants the very page
+    /// that the pool uses would fault for ever.
+    fn serve_groups(&self, groups: &[BlockFault], faults: &[DeviceFault]) {
+        let next = AtomicUsize::new(0);
+        let failed = [const { AtomicBool::new(false) }; BATCH];
+        let serve_rest = |seat| {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(group) = groups.get(at) else { break };
+                failed[at].store(!self.serve_group(seat, group, faults), Ordering::Relaxed);
+            }
+        };
+        let helpers = (self.pool.current_num_threads() - 1).clamp(1, groups.len() - 1);
+        self.pool.in_place_scope(|scope| {
+            for _ in 0..helpers {
+                scope.spawn(|_| {
+                    let seat = rayon::current_thread_index().expect("the pool's own threads run this");
+                    serve_rest(Seat(seat as u16));
+                });
+            }
+            serve_rest(self.seat);
+        });
+        for (group, failed) in groups.iter().zip(&failed) {
+            if !failed.load(Ordering::Relaxed) && !is_served(&self.core.space, group) {
+                self.serve_group(self.seat, group, faults);
+            }
+        }
+    }
+
+    /// Serves the faults on one block and cancels the hopeless; whether there was none of these.
+    fn serve_group(&self, seat: Seat, group: &BlockFault, faults: &[DeviceFault]) -> bool {
         let answer = serve(&self.core.space, seat, group);
         if answer.failed().is_empty() {
-            return;
+            return true;
         }
         let first = faults.partition_point(|fault| fault.at.0 < group.block.base().0);
         for fault in &faults[first..] {
@@ -225,6 +249,7 @@ impl DeviceThread<'_> {
                 self.core.space.device(self.device).port.cancel(fault, cause);
             }
         }
+        false
     }
 
     fn prefetch(&self, range: VirtRange) -> u64 {
