@@ -98,6 +98,8 @@ pub enum Rule {
     WakeOnce = 17,
     /// A mapping is looked up again also if another thread followed it meanwhile.
     LookAgainIfAnotherFollows = 18,
+    /// Whoever closes a board waits until nobody is inside.
+    PosterWaits = 19,
     /// Whoever links or unlinks changes the reservation's count in one step.
     CountLinksAtOnce = 40,
 }

@@ -33,7 +33,7 @@ fn fault(page: u64, access: Access) -> BlockFault {
     let at = page_at(page);
     let faulted = PageMask::of(PageIndex::of(at));
     let written = if access == Access::Write { faulted } else { PageMask::EMPTY };
-    BlockFault { block: BlockNo::of(at), device: DeviceId(0), faulted, written, prefetch: false }
+    BlockFault { block: BlockNo::of(at), device: DeviceId(0), faulted, written, ..BlockFault::NONE }
 }
 
 fn rounds(space: &Space<'_, SimHost>) {

@@ -4,6 +4,7 @@
 //! | file | step |
 //! |---|---|
 //! | `intake` | faults of a batch, sorted, coalesced, grouped by block |
+//! | `board` | the blocks of a batch, laid out for helpers |
 //! | `serve` | one block's faults from lookup to map, with retries |
 //! | `classify` | every mixture that a block can show, by name |
 //! | `link` | pages stay in RAM and are linked at their position |
@@ -28,6 +29,7 @@
 //! 3. A fault on a page in transit is queued on the transit, and never filled with zeros.
 //! 4. Every fault that was taken from a queue is answered: served, cancelled with a cause, or queued.
 
+mod board;
 mod classify;
 mod cpu;
 mod fork;
@@ -40,6 +42,7 @@ mod round;
 mod serve;
 mod userptr;
 
+pub use board::{BOARD_BLOCKS, Board, Helping};
 pub use classify::{Classified, classify};
 pub use cpu::{CpuFault, CpuServed, serve_cpu, serve_in_place};
 pub use fork::{fill_child, share_with_child};

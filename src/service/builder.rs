@@ -1,5 +1,4 @@
 #![allow(unsafe_code, reason = "opens the host, whose contract the service keeps")]
-use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use thiserror::Error;
@@ -227,16 +226,19 @@ fn start(
         handles.push(thread);
         Ok(())
     });
-    let pool = Arc::new(pool.build()?);
+    // A policy that panics ends the worker that asked it; its block is left to the device thread.
+    let pool = pool.panic_handler(|_| {}).build()?;
     svm.workers = handles;
-    svm.pool = Some(pool.clone());
+    let helped = core.clone();
+    pool.spawn_broadcast(move |worker| helped.crew.work(&helped, worker.index()));
+    svm.pool = Some(pool);
     let mut senders = Vec::new();
     for device in 0..device_count {
         let (sender, requests) = channel();
-        let (core, pool) = (core.clone(), pool.clone());
+        let core = core.clone();
         let body = move || {
             let seat = Seat((workers + device) as u16);
-            DeviceThread { core: &core, device: DeviceId(device as u8), seat, pool: &pool }.run(&requests);
+            DeviceThread { core: &core, device: DeviceId(device as u8), seat }.run(&requests);
         };
         svm.device_threads.push(thread::spawn_with_stack("granule-device", 1 << 20, body)?);
         // Before the space is handed out: a kernel that starts at once finds its faults served.

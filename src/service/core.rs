@@ -11,6 +11,7 @@ use crate::policy::Policy;
 use crate::ports::Device;
 use crate::sync::AtomicU32;
 
+use super::crew::Crew;
 use super::memory::{Lent, Memory};
 use super::statistics::Statistics;
 use super::userptr::Registrations;
@@ -28,6 +29,7 @@ pub(crate) struct Core {
     pub(super) fault_stacks: FaultStacks,
     pub(super) first_fault_seat: u16,
     pub(super) clock: MonotonicClock,
+    pub(super) crew: Crew,
     _devices: PrivateArc<[SpaceDevice<'static>]>,
     pub(super) memory: Memory,
     pub(super) host: PrivateArc<LinuxHost>,
@@ -129,6 +131,7 @@ impl Core {
         let (host_ref, policy_ref, probe_ref, device_ref) = unsafe {
             (lend::<LinuxHost>(&host), lend::<dyn Policy>(&*policy), lend(&*statistics), lend(&*devices))
         };
+        let device_count = ports.len();
         let space = Space {
             host: host_ref,
             tables: Tables::new(tables, ports.len()),
@@ -151,6 +154,7 @@ impl Core {
             fault_stacks: FaultStacks::new()?,
             first_fault_seat: first_fault_seat as u16,
             clock: MonotonicClock,
+            crew: Crew::new(device_count, workers)?,
             _devices: devices,
             memory,
             host,

@@ -1,6 +1,5 @@
 #![allow(unsafe_code, reason = "passes on the promise of a region")]
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 
 use super::core::Core;
@@ -19,9 +18,8 @@ const BATCH: usize = 256;
 pub(super) struct DeviceThread<'a> {
     pub(super) core: &'a Core,
     pub(super) device: DeviceId,
-    /// This thread's own seat; the pool's threads have 0 to their count.
+    /// This thread's own seat; the workers have 0 to their count.
     pub(super) seat: Seat,
-    pub(super) pool: &'a rayon::ThreadPool,
 }
 
 const NO_FAULT: BlockFault = BlockFault::NONE;
@@ -200,34 +198,18 @@ impl DeviceThread<'_> {
         &mut faults[..kept]
     }
 
-    /// This thread and the pool's take one block after the other.
+    /// This thread and the workers take one block after the other.
     ///
-    /// The pool keeps its state on the heap, and so does whoever looks up a mapping: what they touch comes home, and may
-    /// be a block that was just served. Blocks that are gone again are therefore served once more by this thread alone,
-    /// which touches private memory only from then until the replay. Without that, an engine that wants the very page
-    /// that the pool uses would fault for ever.
+    /// A look at mappings touches the heap, and what it touches comes home: perhaps a block that was just served for
+    /// another engine. Blocks that are gone again, or could not be served by a worker, are served once more by this
+    /// thread alone, which then touches private memory only until the replay.
     fn serve_groups(&self, groups: &[BlockFault], faults: &[DeviceFault]) {
-        let next = AtomicUsize::new(0);
-        let failed = [const { AtomicBool::new(false) }; BATCH];
-        let serve_rest = |seat| {
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(group) = groups.get(at) else { break };
-                failed[at].store(!self.serve_group(seat, group, faults), Ordering::Relaxed);
-            }
-        };
-        let helpers = (self.pool.current_num_threads() - 1).clamp(1, groups.len() - 1);
-        self.pool.in_place_scope(|scope| {
-            for _ in 0..helpers {
-                scope.spawn(|_| {
-                    let seat = rayon::current_thread_index().expect("the pool's own threads run this");
-                    serve_rest(Seat(seat as u16));
-                });
-            }
-            serve_rest(self.seat);
+        let mut failed = [false; BATCH];
+        self.core.crew.share(self.device, groups, |at| {
+            failed[at] = !self.serve_group(self.seat, &groups[at], faults);
         });
-        for (group, failed) in groups.iter().zip(&failed) {
-            if !failed.load(Ordering::Relaxed) && !is_served(&self.core.space, group) {
+        for (group, failed) in groups.iter().zip(failed) {
+            if !failed && !is_served(&self.core.space, group) {
                 self.serve_group(self.seat, group, faults);
             }
         }

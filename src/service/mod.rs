@@ -19,6 +19,7 @@
 
 mod builder;
 mod core;
+mod crew;
 mod device_thread;
 mod memory;
 mod reader_thread;

@@ -26,7 +26,7 @@ pub struct Svm {
     pub(super) asker: Asker,
     pub(super) device_threads: Vec<ServiceThread>,
     pub(super) reader: Option<ServiceThread>,
-    pub(super) pool: Option<std::sync::Arc<rayon::ThreadPool>>,
+    pub(super) pool: Option<rayon::ThreadPool>,
     pub(super) workers: Vec<ServiceThread>,
     /// Whether it has ended: dropping it does nothing more.
     pub(super) ended: bool,
@@ -205,6 +205,7 @@ impl Svm {
         for thread in self.device_threads.drain(..) {
             join(thread);
         }
+        self.core.crew.stop();
         self.pool = None;
         for thread in self.workers.drain(..) {
             join(thread);

@@ -2,9 +2,10 @@
 
 use std::rc::Rc;
 
+use granule::fault::{BlockFault, Board};
 use granule::granule::{Gate, GateSeat};
 use granule::sync::{AtomicU32, Ordering, WordLock};
-use granule::units::{DeviceId, Iova, PAGE_BYTES, Seat};
+use granule::units::{BlockNo, DeviceId, Iova, PAGE_BYTES, PageIndex, PageMask, Seat};
 
 use crate::explore::{Bounds, model};
 use crate::support::{SimPark, pass_once};
@@ -101,6 +102,53 @@ model!(
     Bounds { preemptions: Some(4), threads: 3, pages: 0 },
     gate,
     twins: [GateWaits, GateIsLookedAt]
+);
+
+/// A device thread lays out blocks twice, and serves what its helper does not.
+fn board() {
+    #[derive(Default)]
+    struct Shared {
+        board: Board,
+        served: [Count; 2],
+        park: SimPark,
+    }
+    let block = |no| BlockFault {
+        block: BlockNo(no),
+        faulted: PageMask::of(PageIndex(no as u16)),
+        ..BlockFault::NONE
+    };
+    let shared = Rc::new(Shared::default());
+    let helper = {
+        let shared = shared.clone();
+        loom::thread::spawn(move || {
+            for _ in 0..2 {
+                let Some(helping) = shared.board.join(&shared.park) else { continue };
+                while let Some(fault) = helping.take() {
+                    assert_eq!(fault, block(fault.block.0), "DATA: a block of another batch, or half of one");
+                    shared.served[fault.block.0 as usize].add();
+                }
+            }
+        })
+    };
+    for (round, blocks) in [[0, 1], [1, 0]].into_iter().enumerate() {
+        shared.board.post(&blocks.map(block));
+        while let Some(at) = shared.board.take() {
+            shared.served[blocks[at] as usize].add();
+        }
+        shared.board.close(&shared.park);
+        for count in &shared.served {
+            let served = count.0.load(Ordering::Relaxed) as usize;
+            assert_eq!(served, round + 1, "DATA: each block is served once, and that is seen");
+        }
+    }
+    helper.join().unwrap();
+}
+
+model!(
+    each_block_of_a_batch_is_served_once_and_the_poster_waits_for_that,
+    Bounds { preemptions: Some(4), threads: 2, pages: 0 },
+    board,
+    twins: [PosterWaits]
 );
 
 /// Three workers fault in one granule for the first time: one IOVA range, the same for all.

@@ -131,7 +131,7 @@ impl World {
                         device: DeviceId(0),
                         faulted: one(page),
                         written,
-                        prefetch: false,
+                        ..BlockFault::NONE
                     };
                     if !serve(self.space, Seat(seat), &fault).failed().is_empty() {
                         return None;
