@@ -2,7 +2,7 @@
 //! Everything of one [`Svm`](super::Svm) that its threads touch, in one private mapping.
 
 use crate::dma::{IovaSpace, ReserveIova};
-use crate::granule::{Gate, Homecomings, Tables, Userptrs};
+use crate::granule::{Gate, Homecomings, MAX_DEVICES, Tables, Userptrs};
 use crate::migrate::{DeviceMemory, EvictionOrder, Space, SpaceDevice};
 use crate::os::fault_stacks::{FAULT_STACKS, FaultStacks};
 use crate::os::private::{PrivateArc, PrivateError};
@@ -21,6 +21,9 @@ pub(crate) struct Core {
     pub(super) space: Space<'static, LinuxHost>,
     pub(super) registrations: Registrations,
     pub(super) stopping: AtomicU32,
+    /// How often each device's thread was asked for something: it looks into its channel, which is on the heap, only if
+    /// that grew.
+    pub(super) asked: [AtomicU32; MAX_DEVICES],
     /// Begins and ends of the reader's rounds: odd while it is in one.
     pub(super) rounds: AtomicU32,
     /// How many threads wait for the end of a round.
@@ -149,6 +152,7 @@ impl Core {
             space,
             registrations: Registrations::new(),
             stopping: AtomicU32::new(0),
+            asked: std::array::from_fn(|_| AtomicU32::new(0)),
             rounds: AtomicU32::new(0),
             stats_wait: AtomicU32::new(0),
             fault_stacks: FaultStacks::new()?,

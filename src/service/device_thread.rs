@@ -31,6 +31,7 @@ impl DeviceThread<'_> {
         let mut faults = [DeviceFault::default(); BATCH];
         let mut groups = [NO_FAULT; BATCH];
         let mut waiting = VecDeque::new();
+        let mut received = 0u32;
         loop {
             port.wait_fault();
             // By turns, so that neither starves the other: a batch of faults, then one request.
@@ -40,7 +41,8 @@ impl DeviceThread<'_> {
                 if fetched != 0 {
                     self.answer(&mut faults[..fetched], &mut groups, since_ns);
                 }
-                let Some(request) = waiting.pop_front().or_else(|| requests.try_recv().ok()) else {
+                let Some(request) = waiting.pop_front().or_else(|| self.receive(requests, &mut received))
+                else {
                     if fetched == 0 {
                         break;
                     }
@@ -48,7 +50,7 @@ impl DeviceThread<'_> {
                 };
                 self.reply(&request);
                 let ends = match request.what {
-                    Ask::Hold => self.hold(requests, &mut waiting),
+                    Ask::Hold => self.hold(requests, &mut waiting, &mut received),
                     what => matches!(what, Ask::Stop),
                 };
                 if ends {
@@ -58,9 +60,27 @@ impl DeviceThread<'_> {
         }
     }
 
+    /// The next request, if something was sent that was not received: else the channel, which is on the heap, stays
+    /// untouched between a replay and the accesses that it lets go on. Whoever asks counts after he sent, then interrupts:
+    /// what is missed here is seen after that.
+    fn receive(&self, requests: &Receiver<Request>, received: &mut u32) -> Option<Request> {
+        if self.core.asked[self.device.0 as usize].load(Ordering::Acquire) == *received {
+            return None;
+        }
+        let request = requests.try_recv().ok()?;
+        *received = received.wrapping_add(1);
+        Some(request)
+    }
+
     /// Serves nothing while a fork is under way; what else is asked waits for its end. Whether the service ends.
-    fn hold(&self, requests: &Receiver<Request>, waiting: &mut VecDeque<Request>) -> bool {
+    fn hold(
+        &self,
+        requests: &Receiver<Request>,
+        waiting: &mut VecDeque<Request>,
+        received: &mut u32,
+    ) -> bool {
         while let Ok(request) = requests.recv() {
+            *received = received.wrapping_add(1);
             match request.what {
                 Ask::Hold | Ask::Resume | Ask::Stop => self.reply(&request),
                 _ => {

@@ -13,6 +13,7 @@ use crate::os::private::PrivateArc;
 use crate::os::regions::RegionNo;
 use crate::os::{FaultMode, FaultModeRefused};
 use crate::ports::HostError;
+use crate::sync::Ordering;
 use crate::units::{DeviceId, VirtAddr, VirtRange, WrapError};
 
 /// One question with the way back for its answer.
@@ -125,6 +126,7 @@ impl Asker {
         self.check(device)?;
         let (reply, answer) = sync_channel(1);
         self.senders[device.0 as usize].send(Request { what, reply }).map_err(|_| RequestError::Ended)?;
+        self.core.asked[device.0 as usize].fetch_add(1, Ordering::Release);
         self.core.space.device(device).port.interrupt();
         answer.recv().map_err(|_| RequestError::Ended)
     }
