@@ -54,7 +54,7 @@ pub fn forget_contents<H: Host>(
         let private = block.device_private() & hit;
         space.count_pages(Count::InvalidatedPages, &private);
         block.forget(&hit, space.transits);
-        settle(space, &mut block, index, &hit);
+        give_slots_back(space, &mut block, index, &hit);
         block.end_invalidation();
         let waits = block.take_cpu_waits();
         drop(block);
@@ -94,6 +94,20 @@ pub(super) fn settle<H: Host>(
     index: BlockIndex,
     pages: &PageMask,
 ) {
+    give_slots_back(space, block, index, pages);
+    // While a change is under way, pages that are away may have come into the block, trapped, with nobody told yet.
+    if block.is_all_in_ram() && block.is_armed() && !space.host.is_changing() {
+        space.host.disarm(block.number());
+        block.set_armed(false);
+    }
+}
+
+fn give_slots_back<H: Host>(
+    space: &Space<'_, H>,
+    block: &mut BlockGuard<'_>,
+    index: BlockIndex,
+    pages: &PageMask,
+) {
     if block.slot_kind().is_some() {
         let owner = space.device(block.owner());
         owner.memory.release_unused(block, &space.tables, pages, space.park);
@@ -101,9 +115,19 @@ pub(super) fn settle<H: Host>(
             owner.order.remove(&space.tables, index, space.park);
         }
     }
-    if block.is_all_in_ram() && block.is_armed() {
-        space.host.disarm(block.number());
-        block.set_armed(false);
+}
+
+/// Ends the traps of blocks of a range that have nothing on a device and nothing on its way any more. Called by the
+/// reader when every event that was read is applied, and not before: mremap may have brought pages that are away, with
+/// their trap, into a block that an event before it emptied. Until they are marked in transit nothing else says so, and
+/// a touch that is not trapped would find zeros in their place.
+pub(super) fn disarm_settled<H: Host>(space: &Space<'_, H>, range: VirtRange) {
+    for (number, index) in space.tables.blocks_in(range) {
+        let mut block = space.tables.lock(index, space.park);
+        if block.is_all_in_ram() && block.is_armed() {
+            space.host.disarm(number);
+            block.set_armed(false);
+        }
     }
 }
 

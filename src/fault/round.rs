@@ -1,3 +1,4 @@
+use super::invalidate::disarm_settled;
 use super::{CpuFault, CpuServed, bring_home, fill_child, invalidate, remap, serve_cpu, share_with_child};
 use crate::migrate::Space;
 use crate::ports::{Clock, Count, Host, HostEvent, Timing};
@@ -72,6 +73,13 @@ fn read_and_apply<H: Host>(space: &Space<'_, H>, clock: &dyn Clock, reader: &mut
             }
             HostEvent::Fork { child } => fill_child(space, child),
             HostEvent::ForkShared { child } => share_with_child(space, child),
+        }
+    }
+    for event in &reader.events[..read] {
+        if let HostEvent::Unmap(range) | HostEvent::Remove(range) | HostEvent::Remap { from: range, .. } =
+            *event
+        {
+            disarm_settled(space, range);
         }
     }
     for device in space.devices {

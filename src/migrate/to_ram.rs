@@ -147,7 +147,9 @@ fn end<H: Host>(
         device.order.remove(&space.tables, index, space.park);
     }
     let number = block.number();
-    if block.is_all_in_ram() || !holds(Rule::ArmedWhileAway) {
+    // While a change is under way, pages that are away may have come into the block, trapped, with nobody told yet.
+    let settled = block.is_all_in_ram() && !space.host.is_changing();
+    if settled || !holds(Rule::ArmedWhileAway) {
         space.host.disarm(number);
         block.set_armed(false);
     }
