@@ -70,6 +70,41 @@ fn an_access_that_is_not_allowed_fails_alone_and_with_its_cause() {
     unmap(base, 2 * MIB);
 }
 
+/// A page that a program has made a guard (Linux 6.13) is a mapping like its neighbours', and must not be touched.
+#[test]
+fn a_guard_page_fails_its_access_and_its_neighbours_move() {
+    const MADV_GUARD_INSTALL: i32 = 102;
+    const MADV_GUARD_REMOVE: i32 = 103;
+    let _alone = alone(60);
+    for granularity in [Granularity::Kib4, Granularity::Kib64, Granularity::Mib2] {
+        let world = World::new(16 * MIB, |builder| builder.granularity(granularity));
+        let base = map_aligned(2 * MIB);
+        (0..512).for_each(|page| poke(base + page * PAGE, page as u64));
+        let guard = base + 4 * PAGE;
+        // SAFETY: pages of the test's own.
+        if unsafe { libc::madvise(guard as *mut _, 2 * PAGE, MADV_GUARD_INSTALL) } != 0 {
+            println!("nothing is tried: this kernel has no guards");
+            return unmap(base, 2 * MIB);
+        }
+        let no_access = |access| Some((FaultCause::NoAccess, access));
+        assert_eq!(cause(world.load(guard)), no_access(Access::Read));
+        assert_eq!(cause(world.store(guard + PAGE, 9)), no_access(Access::Write));
+        for page in (0..4).chain(6..16) {
+            assert_eq!(world.load(base + page * PAGE), Ok(page as u64), "{granularity:?}");
+        }
+        let away = (present(base, 4), present(base + 6 * PAGE, 10));
+        assert_eq!(away, (0, 0), "{granularity:?}: the neighbours are on the device");
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::madvise(guard as *mut _, 2 * PAGE, MADV_GUARD_REMOVE) }, 0);
+        for page in 0..512 {
+            let want = if (4..6).contains(&page) { 0 } else { page as u64 };
+            assert_eq!(peek(base + page * PAGE), want, "{granularity:?}, page {page}");
+        }
+        assert_eq!(world.load(guard), Ok(0));
+        unmap(base, 2 * MIB);
+    }
+}
+
 #[test]
 fn a_kernel_that_panics_leaves_memory_and_service_whole() {
     let _alone = alone(60);

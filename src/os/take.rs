@@ -195,7 +195,8 @@ impl LinuxHost {
                     discarded = Some(page);
                     Step::Again
                 }
-                libc::EBUSY | libc::EINVAL | libc::EEXIST => {
+                // EFAULT: a guard (MADV_GUARD_INSTALL), or memory that has failed. Linking it fails with the cause.
+                libc::EBUSY | libc::EINVAL | libc::EEXIST | libc::EFAULT => {
                     refused.insert(PageIndex(page as u16));
                     Step::Skip
                 }
