@@ -50,14 +50,14 @@ fn growth(svm: &Svm, act: impl FnOnce()) -> (u64, u64, MemoryUse) {
     (state_bytes(&memory) - before, heap, memory)
 }
 
-fn dense(report: &mut Report) {
+fn dense(report: &mut Report, granularity: Granularity, slots: &str) {
     let bytes: u64 = if is_quick() { 512 << 20 } else { 4 << 30 };
     let device =
         SoftwareDevice::builder().memory_bytes(256 << 20).engines(1).build().expect("a software device");
     let region = Region::new(bytes, false);
     let svm = Svm::builder()
         .device(device)
-        .granularity(Granularity::Mib2)
+        .granularity(granularity)
         .window(region.whole())
         .build()
         .expect("a space over a window");
@@ -66,8 +66,8 @@ fn dense(report: &mut Report) {
         assert_eq!(pages, bytes >> 12, "the device was given every page");
     });
     let per_page = (private + heap) as f64 / (bytes >> 12) as f64;
-    let question = "state of a dense region in slots of 2 MiB";
-    report.push(Row::exact(question, "bytes/page", per_page, Bound::AtMost(1.0)).note(format!(
+    let question = format!("state of a dense region in slots of {slots}");
+    report.push(Row::exact(&question, "bytes/page", per_page, Bound::AtMost(1.0)).note(format!(
         "{} MiB by way of a device with 256 MiB; {private} bytes private, {heap} heap; shown apart: {} of device \
          memory's records, {} of 4 KiB slots, {} of staging",
         bytes >> 20,
@@ -138,6 +138,7 @@ impl Drop for Granules {
 
 fn main() {
     let mut report = Report::new("state");
-    dense(&mut report);
+    dense(&mut report, Granularity::Mib2, "2 MiB");
+    dense(&mut report, Granularity::Kib64, "64 KiB");
     sparse(&mut report);
 }
