@@ -213,6 +213,26 @@ fn a_submission_fails_after_an_invalidation_and_an_invalidation_waits_for_a_subm
     assert_eq!(memory.read(0), 9);
 }
 
+/// A driver that forgets its fence holds nobody up for ever: after the deadline the pages are dropped all the same.
+#[test]
+fn an_invalidation_waits_for_a_submission_no_longer_than_its_deadline() {
+    let (_one, _device, svm) = start();
+    let memory = Mapped::new(4);
+    let user = svm.userptr(VirtAddr(memory.0), 4 * PAGE, UserptrOptions::default()).unwrap();
+    let submission = user.validate().unwrap().submit().unwrap();
+    let before = svm.stats().count(Count::PagesUnlinked);
+    let begin = std::time::Instant::now();
+    memory.unmap(1, 2);
+    while svm.stats().count(Count::PagesUnlinked) == before {
+        std::thread::yield_now();
+    }
+    let waited = begin.elapsed();
+    assert!(waited.as_millis() >= 900, "it waited for the submission: {waited:?}");
+    assert_eq!(svm.stats().count(Count::PagesUnlinked), before + 2, "exactly those");
+    drop(submission);
+    assert_eq!(user.dma_ranges().unwrap().len(), 2);
+}
+
 #[test]
 fn a_read_only_userptr_is_not_written_and_bad_ones_are_refused() {
     let (_one, device, svm) = start();
