@@ -253,12 +253,16 @@ fn check(options: &Options, available: Option<u64>) -> Result<Asked, Refusal> {
     let device_memory = match options.device_memory {
         Some(size) if !size.0.is_multiple_of(BLOCK_BYTES) => return Err(Refusal::NotBlocks(size)),
         Some(size) => size,
-        None => Size((options.size.0 * 2).next_multiple_of(BLOCK_BYTES)),
+        None => {
+            let twice = options.size.0.saturating_mul(2).checked_next_multiple_of(BLOCK_BYTES);
+            Size(twice.unwrap_or(u64::MAX))
+        }
     };
     if options.device_memory.is_some() {
         refuse_larger("--device-memory", device_memory, device_memory.0)?;
     }
-    refuse_larger("--size", options.size, options.size.0.saturating_add(device_memory.0))?;
+    let data = options.workload.footprint_bytes(options.alloc, options.size.0);
+    refuse_larger("--size", options.size, data.saturating_add(device_memory.0))?;
     Ok(Asked {
         workload: options.workload,
         alloc: options.alloc,

@@ -27,7 +27,7 @@ use granule_backends::software::Engine;
 use thiserror::Error;
 
 use crate::accelerator::{Accelerator, WorkError};
-use crate::alloc::{AllocError, Arena};
+use crate::alloc::{AllocError, Arena, Node, Source};
 use crate::progress::Progress;
 use crate::shaders::Shader;
 
@@ -52,6 +52,22 @@ pub enum Kind {
     PingPong,
     /// CPU and device count in the same pages at the same time.
     Atomic,
+}
+
+impl Kind {
+    /// Memory that `size` bytes of data take of a machine: with what the C library spends on each node of a list, and with
+    /// what the workload keeps beside the data to know them. Saturates.
+    pub fn footprint_bytes(self, source: Source, size: u64) -> u64 {
+        let nodes = size / size_of::<Node>() as u64;
+        match (self, source) {
+            // 16 bytes of the C library for each node, two words to find it again (one in a vector that grows).
+            (Kind::List, Source::Malloc) => size.saturating_add(nodes * (16 + 8 + 16)),
+            (Kind::List, _) => size.saturating_add(nodes * 8),
+            // A distance for each vertex, kept twice.
+            (Kind::Bfs, _) => size.saturating_add(size / 10),
+            _ => size,
+        }
+    }
 }
 
 /// What a workload is made from.

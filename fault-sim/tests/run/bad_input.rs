@@ -27,6 +27,17 @@ fn sizes() {
     refused(&["run", "--size", "4KiB"], "is the least");
 }
 
+/// A list takes more memory than its bytes: what would not fit is refused, too, and not ended by the kernel half way.
+#[test]
+fn a_list_that_fits_by_its_bytes_only() {
+    let available = fault_sim::memory::available_bytes().expect("the kernel says");
+    let size = (available * 2 / 3).to_string();
+    refused(
+        &["run", "--workload", "list", "--size", &size, "--device-memory", "2MiB"],
+        "larger than the memory",
+    );
+}
+
 #[test]
 fn numbers_of_workers() {
     refused(&["run", "--engines", "0"], "--engines must not be zero");

@@ -84,7 +84,7 @@ fn both_ways_of_taking_work() {
 fn streams_migrate() {
     for workload in ["sum", "saxpy", "histogram"] {
         let size = 16u64 << 20;
-        for source in ["malloc", "mmap", "library"] {
+        for source in SOURCES {
             let words =
                 ["--workload", workload, "--alloc", source, "--size", "16MiB", "--device-memory", "32MiB"];
             let report = run_json(&words, 0);
