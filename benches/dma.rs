@@ -1,12 +1,16 @@
 //! Two-step DMA: what it costs itself (over an IOMMU that does nothing), what it costs with the emulated IOMMU's table,
 //! and the one-step way beside it.
+#![allow(unsafe_code, reason = "a counting allocator")]
 
+#[path = "support/counting.rs"]
+mod counting;
 mod support;
 
 use std::hint::black_box;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use counting::live_bytes;
 use criterion::Criterion;
 use granule::dma::{Attributes, Domain, IovaSpace, Reservation, ReserveIova};
 use granule::ports::{Device, Iommu, IommuError, Mapped};
@@ -204,28 +208,40 @@ fn rivals(c: &mut Criterion, report: &mut Report, domain: &Domain<'_>) {
     domain.destroy(at, BOTH).map_err(|(_, error)| error).expect("it is this domain's");
 }
 
-/// What is kept beside the I/O page table, per page of a granule that is wholly linked.
+/// What is kept beside the I/O page table, per page of a granule that is wholly linked: the growth of the heap, by a
+/// counting allocator, and what the caller keeps himself.
 fn memory(report: &mut Report) {
-    let pages = (GRANULE_BYTES / PAGE_BYTES) as f64;
-    let (iommu, count) = (Nothing, 1000);
+    const COUNT: u64 = 1000;
+    let pages = GRANULE_BYTES / PAGE_BYTES;
+    let iommu = Nothing;
     let iovas = Iovas::of(&iommu);
     let domain = Domain::builder(&iommu, &iovas).build();
+    let before = live_bytes();
     let held: Vec<Reservation> =
-        (0..count).map(|_| domain.reserve(GRANULE_BYTES, GRANULE_BYTES).expect("there is room")).collect();
-    let space = iovas.0.lock().expect("no bench panics here").state_bytes();
-    let own = (space / count + size_of::<Reservation>()) as f64;
-    let words: Vec<AtomicU64> = (0..GRANULE_BYTES / PAGE_BYTES / 64).map(|_| AtomicU64::new(0)).collect();
-    domain.page_list(&held[0], &words).expect("a plain domain has page lists");
-    let bits = size_of_val(&words[..]) as f64;
-    let least = Bound::AtMost(0.25);
-    let row = |what: &str, bytes: f64| Row::exact(what, "byte", bytes / pages, least);
-    report.push(row("kept per linked page of a granule, beside the I/O page table: link", own));
-    report.push(row("kept per linked page of a granule, beside the I/O page table: page list", own + bits));
-    let rights = own + 2.0 * bits;
-    let question = "kept per linked page of a granule, beside the I/O page table: page list with rights";
-    report.push(Row::exact(question, "byte", rights / pages, Bound::None));
+        (0..COUNT).map(|_| domain.reserve(GRANULE_BYTES, GRANULE_BYTES).expect("there is room")).collect();
+    let reserved = (live_bytes() - before) as f64 / COUNT as f64;
+    let span = domain.link(&held[0], 0, [range(ALIGNED, GRANULE_BYTES)], BOTH).expect("nothing is linked");
+    let _ = domain.sync(span).expect("the same domain");
+    let linked = (live_bytes() - before) as f64 / COUNT as f64;
+    let mut lists = [0.0; 2];
+    for (index, bytes) in lists.iter_mut().enumerate() {
+        let at = &held[1 + index];
+        let before = live_bytes();
+        let words: Vec<AtomicU64> = (0..pages / 64).map(|_| AtomicU64::new(0)).collect();
+        let list = domain.page_list(at, &words).expect("a plain domain has page lists");
+        let list = if index == 0 { list } else { list.with_table_rights(&iommu) };
+        list.link(&iommu, 0..pages, ALIGNED, Access::Write).expect("nothing is linked");
+        *bytes = reserved + (live_bytes() - before) as f64;
+        assert_eq!(list.linked_pages(0..pages), pages, "the bench measures a whole granule");
+    }
+    for (what, bytes) in
+        [("link", linked), ("page list", lists[0]), ("page list with rights page by page", lists[1])]
+    {
+        let question = format!("kept per linked page of a granule, beside the I/O page table: {what}");
+        report.push(Row::exact(&question, "byte", bytes / pages as f64, Bound::AtMost(0.25)));
+    }
     for reservation in held {
-        domain.free(reservation).map_err(|(_, error)| error).expect("nothing is linked");
+        domain.destroy(reservation, BOTH).map_err(|(_, error)| error).expect("it is this domain's");
     }
 }
 

@@ -1,37 +1,17 @@
 //! How much memory the state takes: private mappings as the kernel counts them, and the heap by a counting allocator.
 #![allow(unsafe_code, reason = "a counting allocator, and mappings far apart")]
 
+#[path = "support/counting.rs"]
+mod counting;
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
+use counting::live_bytes;
 
 use granule::service::MemoryUse;
 use granule::units::{DeviceId, GRANULE_BYTES, VirtAddr, VirtRange};
 use granule::{Granularity, Svm};
 use granule_backends::software::SoftwareDevice;
 use support::{Bound, Region, Report, Row, is_quick};
-
-struct Counting;
-
-static LIVE_BYTES: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: everything is passed on to the system's allocator; counting touches static data only.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE_BYTES.fetch_add(layout.size() as u64, Ordering::Relaxed);
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE_BYTES.fetch_sub(layout.size() as u64, Ordering::Relaxed);
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// What the budget is for: table, granules, blocks and the bookkeeping of IOVAs (on the heap).
 fn state_bytes(memory: &MemoryUse) -> u64 {
@@ -42,10 +22,10 @@ fn state_bytes(memory: &MemoryUse) -> u64 {
 fn growth(svm: &Svm, act: impl FnOnce()) -> (u64, u64, MemoryUse) {
     // A space asks for a little memory at its first request (channels); that is no state.
     let _ = svm.to_ram(VirtRange::default());
-    let heap = LIVE_BYTES.load(Ordering::Relaxed);
+    let heap = live_bytes();
     let before = state_bytes(&svm.stats().memory);
     act();
-    let heap = LIVE_BYTES.load(Ordering::Relaxed).saturating_sub(heap);
+    let heap = live_bytes().saturating_sub(heap);
     let memory = svm.stats().memory;
     (state_bytes(&memory) - before, heap, memory)
 }

@@ -65,30 +65,14 @@ struct Counts {
     prefetch: u64,
 }
 
-/// The state of a region: bits, and nothing per page beside them.
-struct Bits {
-    linked: Vec<AtomicU64>,
-    writable: Vec<AtomicU64>,
-}
-
-impl Bits {
-    fn new() -> Self {
-        let words = || (0..PAGES_PER_GRANULE / 64).map(|_| AtomicU64::new(0)).collect();
-        Self { linked: words(), writable: words() }
-    }
-
-    fn bytes(&self) -> u64 {
-        8 * (self.linked.len() + self.writable.len()) as u64
-    }
-}
-
 /// A memory region of one granule: 512 MiB of the process's addresses, each at its own position in one reservation.
 struct Region<'d> {
     domain: &'d Domain<'d>,
     iommu: &'d dyn Iommu,
     base: VirtAddr,
     reservation: Reservation,
-    bits: Bits,
+    /// A bit per page, and nothing beside: what the card may do with a page is in the I/O page table.
+    linked: Vec<AtomicU64>,
     /// What the card may do at most.
     mask: Access,
     counts: Counts,
@@ -104,13 +88,13 @@ impl<'d> Region<'d> {
         mask: Access,
     ) -> Result<Self, OdpError> {
         let reservation = domain.reserve(GRANULE_BYTES, GRANULE_BYTES)?;
-        let (bits, counts, cost) = (Bits::new(), Counts::default(), Cost::default());
-        Ok(Self { domain, iommu, base: granule.base(), reservation, bits, mask, counts, cost })
+        let linked = (0..PAGES_PER_GRANULE / 64).map(|_| AtomicU64::new(0)).collect();
+        let (base, counts, cost) = (granule.base(), Counts::default(), Cost::default());
+        Ok(Self { domain, iommu, base, reservation, linked, mask, counts, cost })
     }
 
     fn list(&self) -> Result<PageList<'_>, OdpError> {
-        let list = self.domain.page_list(&self.reservation, &self.bits.linked)?;
-        Ok(list.with_writable(&self.bits.writable))
+        Ok(self.domain.page_list(&self.reservation, &self.linked)?.with_table_rights(self.iommu))
     }
 
     /// What the card is told to use for an address: known before anything is linked.
@@ -207,7 +191,7 @@ impl<'d> Region<'d> {
 
     /// Ends the registration.
     fn close(mut self) -> Result<(Counts, Cost), OdpError> {
-        self.cost.state_bytes = self.bits.bytes();
+        self.cost.state_bytes = (size_of::<Reservation>() + size_of_val(&self.linked[..])) as u64;
         self.cost.pages = PAGES_PER_GRANULE as u64;
         self.list()?.unlink(self.iommu, 0..PAGES_PER_GRANULE as u64);
         self.domain.free(self.reservation).map_err(|(_, error)| error)?;

@@ -18,12 +18,19 @@ fn phys(page: u64) -> PhysAddr {
 
 #[test]
 fn an_upgrade_keeps_the_address_and_an_invalidation_takes_it_all_back() {
+    for in_words in [true, false] {
+        upgrade_and_invalidate(in_words);
+    }
+}
+
+fn upgrade_and_invalidate(in_words: bool) {
     let machine = Machine::new();
     plain(&machine, |domain| {
         let at = domain.reserve(512 << 20, 2 << 20).unwrap();
         let pages = at.bytes() / PAGE;
         let (linked, writable) = (words(pages), words(pages));
-        let list = domain.page_list(&at, &linked).unwrap().with_writable(&writable);
+        let list = domain.page_list(&at, &linked).unwrap();
+        let list = if in_words { list.with_writable(&writable) } else { list.with_table_rights(&machine) };
         assert_eq!(list.pages(), 131_072);
         // A fault for reading links four pages at their own position.
         assert_eq!(list.link(&machine, 100..104, phys(0), Access::Read), Ok(4));
@@ -56,6 +63,10 @@ fn an_upgrade_keeps_the_address_and_an_invalidation_takes_it_all_back() {
         assert_eq!(machine.dma_write(address, 1), None, "the old right to write is gone");
         assert_eq!(list.unlink(&machine, 0..u64::MAX), 3);
         assert_eq!((list.unlink(&machine, 0..pages), at.linked_pages()), (0, 0));
+        let counts = domain.counts();
+        assert_eq!((counts.links, counts.linked_pages), (2, 5));
+        assert_eq!((counts.unlinks, counts.unlinked_pages), (2, 5));
+        assert_eq!((counts.flushes, counts.flushed_runs, counts.flushed_pages), (2, 2, 5));
         domain.free(at).unwrap();
     });
 }
@@ -131,27 +142,41 @@ fn what_a_list_has_not_is_refused_and_a_full_table_leaves_nothing() {
     assert_eq!((machine.mapped_pages(), list.linked_pages(0..100)), (2, 2));
     assert_eq!(list.linked_pages(0..u64::MAX), 2);
     assert!(!list.is_linked(100) && !list.allows(1 << 40, Access::Read));
-    // Many runs: one wait for sixteen of them.
+    // Many runs: one wait.
     machine.set_room(usize::MAX);
     list.unlink(&machine, 0..100);
     for page in 0..40 {
         assert_eq!(list.link(&machine, 2 * page..2 * page + 1, phys(0), Access::Read), Ok(1));
     }
+    for page in 0..40 {
+        assert!(machine.translate(list.address(2 * page).0, Access::Read).is_some());
+    }
     let flushes = machine.flush_calls();
     assert_eq!(list.unlink(&machine, 0..100), 40);
-    assert_eq!(machine.flush_calls() - flushes, 3);
+    assert_eq!(machine.flush_calls() - flushes, 1, "one flush for one call");
+    for page in 0..40 {
+        assert_eq!(machine.translate(list.address(2 * page).0, Access::Read), None, "page {page}");
+    }
+    // Several ranges with one flush, and what is between them stays.
+    list.link(&machine, 0..100, phys(0), Access::Read).unwrap();
+    let flushes = machine.flush_calls();
+    assert_eq!(list.unlink_runs(&machine, [3..5, 90..200, 50..51]), 2 + 10 + 1);
+    assert_eq!((machine.flush_calls() - flushes, list.linked_pages(0..100)), (1, 87));
+    assert_eq!(list.unlink_runs(&machine, [3..5, 50..51]), 0, "nothing is linked there");
+    assert_eq!(machine.flush_calls() - flushes, 1, "and nothing to flush");
 }
 
-/// Long random lives against one entry per page.
+/// Long random lives against one entry per page, with the rights in words and in the I/O page table.
 #[test]
 fn a_long_random_life_agrees_with_an_entry_per_page() {
     const PAGES: u64 = 300;
-    for seed in seeds(10) {
-        println!("seed {seed}");
+    for (seed, in_words) in seeds(10).into_iter().flat_map(|seed| [(seed, true), (seed, false)]) {
+        println!("seed {seed}, rights in words: {in_words}");
         let machine = Machine::new();
         let mut dice = Dice(seed);
         let (linked, writable) = (words(PAGES), words(PAGES));
-        let list = PageList::new(Iova(0x100_0000), PAGES, &linked).with_writable(&writable);
+        let list = PageList::new(Iova(0x100_0000), PAGES, &linked);
+        let list = if in_words { list.with_writable(&writable) } else { list.with_table_rights(&machine) };
         let mut naive: Vec<Option<(u64, Access)>> = vec![None; PAGES as usize];
         for step in 0..3000 {
             let first = dice.below(PAGES);
@@ -216,6 +241,13 @@ fn a_long_random_life_agrees_with_an_entry_per_page() {
             .map(|page| list.address(page).0)
             .collect();
         assert_eq!(all, expected);
+        let writable: u64 = list
+            .dma_ranges(Access::Read)
+            .filter(|range| range.flags & DmaRange::WRITABLE != 0)
+            .map(|range| u64::from(range.len) / PAGE)
+            .sum();
+        let expected_writable = naive.iter().flatten().filter(|(_, access)| *access == Access::Write).count();
+        assert_eq!(writable, expected_writable as u64, "ranges say who may be written");
         assert!(machine.mapped(Iova(0x100_0000), PAGES * PAGE).is_some() || expected.is_empty());
     }
 }

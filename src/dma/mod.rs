@@ -50,6 +50,7 @@ mod list;
 mod one_step;
 mod p2p;
 mod page_list;
+mod page_runs;
 mod pasid;
 mod pinned;
 mod range;

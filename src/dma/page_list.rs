@@ -1,42 +1,71 @@
 use core::ops::Range;
 
+use super::counters::{Counters, add};
+use super::page_runs::{Hulls, bit, next, runs, set};
 use super::{DmaError, DmaRange, Domain, Reservation};
 use crate::ports::{Iommu, IommuError};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, LockedU64, Ordering};
 use crate::units::{Access, Iova, PAGE_BYTES, PAGE_SHIFT, PhysAddr, PhysRange};
 
-/// Pages at fixed positions of one IOVA reservation, and which of them are linked: one bit per page, no address; one
-/// more if the device's rights differ from page to page. What somebody who serves page faults needs.
+/// Pages at fixed positions of one IOVA reservation, and which of them are linked: one bit per page, no address. What
+/// somebody who serves page faults needs; the granule keeps its links in the same way, block by block.
+///
+/// Where the device's rights differ from page to page, the list learns them from the I/O page table, which has them
+/// anyway ([`PageList::with_table_rights`]), or from a second bit per page ([`PageList::with_writable`]).
 ///
 /// Whoever owns the list guards it with a lock of his: its words change under that lock only. Allocates nothing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct PageList<'m> {
     base: Iova,
     pages: u64,
-    linked: &'m [AtomicU64],
-    /// Which linked pages the device may write, where that differs; else all of them are linked alike.
-    writable: Option<&'m [AtomicU64]>,
-    /// The reservation's count of links, where there is a [`Reservation`].
-    count: Option<&'m AtomicU64>,
+    linked: &'m [LockedU64],
+    rights: Rights<'m>,
+    /// The reservation's count of links and the domain's counters, where there is a [`Reservation`].
+    counts: Option<(&'m AtomicU64, &'m Counters)>,
 }
 
-/// How many runs are flushed with one wait.
-const FLUSHED: usize = 16;
+/// What the device may do with linked pages.
+#[derive(Clone, Copy)]
+enum Rights<'m> {
+    /// The same with all of them.
+    Alike,
+    /// What the I/O page table says.
+    Table(&'m dyn Iommu),
+    /// Write where the bit is set, else read.
+    Words(&'m [LockedU64]),
+}
+
+impl core::fmt::Debug for PageList<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let linked = self.linked_pages(0..self.pages);
+        write!(f, "PageList({linked} of {} pages at {} are linked)", self.pages, self.base)
+    }
+}
 
 impl<'m> PageList<'m> {
     /// A list of `pages` pages over a reservation that begins at `base`, all linked with the same rights. `linked` has a
-    /// bit per page, word 0 bit 0 being page 0, and tells what is linked already. Asserts that it is long enough.
-    pub fn new(base: Iova, pages: u64, linked: &'m [AtomicU64]) -> Self {
+    /// bit per page, word 0 bit 0 being page 0, and tells what is linked already. Asserts that it is long enough and
+    /// that the pages end within 64 bits.
+    pub fn new(base: Iova, pages: u64, linked: &'m [LockedU64]) -> Self {
         assert!(linked.len() as u64 * 64 >= pages, "a bit per page");
-        Self { base, pages, linked, writable: None, count: None }
+        let end = pages.checked_mul(PAGE_BYTES).and_then(|bytes| base.checked_add(bytes));
+        assert!(end.is_some(), "the pages of a list end within 64 bits");
+        Self { base, pages, linked, rights: Rights::Alike, counts: None }
+    }
+
+    /// The same list with rights page by page, read from the I/O page table: not a bit more to keep, at the price of a
+    /// walk ([`Iommu::mapped`]) where rights are asked for, and for pages that a link for writing finds linked.
+    #[must_use]
+    pub fn with_table_rights(self, iommu: &'m dyn Iommu) -> Self {
+        Self { rights: Rights::Table(iommu), ..self }
     }
 
     /// The same list with rights page by page: `writable` has a bit per page, set where a linked page may be written.
-    /// Asserts that it is long enough.
+    /// For whoever has such bits anyway, or asks often. Asserts that it is long enough.
     #[must_use]
-    pub fn with_writable(self, writable: &'m [AtomicU64]) -> Self {
+    pub fn with_writable(self, writable: &'m [LockedU64]) -> Self {
         assert!(writable.len() as u64 * 64 >= self.pages, "a bit per page");
-        Self { writable: Some(writable), ..self }
+        Self { rights: Rights::Words(writable), ..self }
     }
 
     /// How many pages it has.
@@ -44,8 +73,13 @@ impl<'m> PageList<'m> {
         self.pages
     }
 
-    /// The DMA address of a page: its position.
+    /// The DMA address of a page: its position. Asserts that the list has the page, or ends there.
     pub fn address(&self, page: u64) -> Iova {
+        assert!(page <= self.pages, "a page of the list, or its end");
+        self.at(page)
+    }
+
+    fn at(&self, page: u64) -> Iova {
         self.base + (page << PAGE_SHIFT)
     }
 
@@ -56,8 +90,17 @@ impl<'m> PageList<'m> {
 
     /// Whether the device may do this with a page. Without rights page by page: whether it is linked.
     pub fn allows(&self, page: u64, access: Access) -> bool {
-        let writable = |words| access == Access::Read || bit(words, page);
-        self.is_linked(page) && self.writable.is_none_or(writable)
+        if !self.is_linked(page) {
+            return false;
+        }
+        match (self.rights, access) {
+            (Rights::Alike, _) | (_, Access::Read) => true,
+            (Rights::Words(writable), Access::Write) => bit(writable, page),
+            (Rights::Table(iommu), Access::Write) => {
+                let piece = iommu.mapped(self.at(page), PAGE_BYTES);
+                piece.is_some_and(|piece| piece.access == Access::Write)
+            }
+        }
     }
 
     /// How many pages of a range are linked.
@@ -76,7 +119,7 @@ impl<'m> PageList<'m> {
     ///
     /// # Errors
     /// What the IOMMU says; what this call had linked is unlinked again. [`IommuError::OutsideAperture`] for pages that
-    /// the list has not.
+    /// the list has not. Asserts that `phys` is page aligned and that the last of the pages lies within 64 bits.
     pub fn link(
         &self,
         iommu: &dyn Iommu,
@@ -85,9 +128,10 @@ impl<'m> PageList<'m> {
         access: Access,
     ) -> Result<u64, IommuError> {
         self.inside(&pages)?;
+        assert!(phys.is_page_aligned(), "a page list links whole pages");
         let mut done = 0;
-        let result =
-            self.link_new(iommu, pages.clone(), phys + (pages.start << PAGE_SHIFT), access, &mut done);
+        let first = phys + (pages.start << PAGE_SHIFT);
+        let result = self.link_new(iommu, pages.clone(), first, access, &mut done);
         self.finish(iommu, pages, access, done, result)
     }
 
@@ -142,7 +186,7 @@ impl<'m> PageList<'m> {
     ) -> Result<(), IommuError> {
         for run in self.runs(pages.clone(), false) {
             let from = phys + ((run.start - pages.start) << PAGE_SHIFT);
-            iommu.map(self.address(run.start), from, (run.end - run.start) << PAGE_SHIFT, access)?;
+            iommu.map(self.at(run.start), from, (run.end - run.start) << PAGE_SHIFT, access)?;
             *done += run.end - run.start;
         }
         Ok(())
@@ -161,67 +205,107 @@ impl<'m> PageList<'m> {
             self.undo(iommu, pages, done);
             return Err(error);
         }
-        if let (Some(writable), Access::Write) = (self.writable, access) {
-            for run in self.runs(pages.clone(), true).flat_map(|run| runs(writable, run, false)) {
-                let (at, bytes) = (self.address(run.start), (run.end - run.start) << PAGE_SHIFT);
-                iommu.protect(at, bytes, Access::Write).expect("the bits say that it is linked");
+        if access == Access::Write {
+            for run in self.runs(pages.clone(), true) {
+                self.upgrade(iommu, run);
             }
-            set(writable, pages.clone(), true);
+            if let Rights::Words(writable) = self.rights {
+                set(writable, pages.clone(), true);
+            }
         }
         if done > 0 {
             let bytes = (pages.end - pages.start) << PAGE_SHIFT;
-            iommu.sync(self.address(pages.start), bytes);
-            if let Some(count) = self.count {
+            iommu.sync(self.at(pages.start), bytes);
+            if let Some((count, counters)) = self.counts {
                 count.fetch_add(done, Ordering::Release);
+                add(&counters.links, 1);
+                add(&counters.linked_pages, done);
             }
         }
         set(self.linked, pages, true);
         Ok(done)
     }
 
+    /// Makes a linked run writable where it is not.
+    fn upgrade(&self, iommu: &dyn Iommu, run: Range<u64>) {
+        if let Rights::Alike = self.rights {
+            return;
+        }
+        for (part, access) in self.split_by_rights(run, Access::Read) {
+            if access == Access::Read {
+                let (at, bytes) = (self.at(part.start), (part.end - part.start) << PAGE_SHIFT);
+                iommu.protect(at, bytes, Access::Write).expect("the bits say that it is linked");
+            }
+        }
+    }
+
     /// Unmaps the first `count` pages of a range that the bits call unlinked.
     fn undo(&self, iommu: &dyn Iommu, pages: Range<u64>, count: u64) {
         let mut left = count;
+        let mut hulls = Hulls::new();
         for run in self.runs(pages, false) {
             let part = (run.end - run.start).min(left);
             if part == 0 {
-                return;
+                break;
             }
             let bytes = part << PAGE_SHIFT;
-            iommu.unmap(self.address(run.start), bytes).expect("it was mapped by the call that is undone");
-            iommu.flush(self.address(run.start), bytes);
+            iommu.unmap(self.at(run.start), bytes).expect("it was mapped by the call that is undone");
+            hulls.push(self.at(run.start), bytes);
             left -= part;
+        }
+        self.flush(iommu, &hulls);
+    }
+
+    fn flush(&self, iommu: &dyn Iommu, hulls: &Hulls) {
+        match hulls.runs() {
+            [] => return,
+            [(at, bytes)] => iommu.flush(*at, *bytes),
+            runs => iommu.flush_runs(runs),
+        }
+        if let Some((_, counters)) = self.counts {
+            let bytes: u64 = hulls.runs().iter().map(|(_, bytes)| bytes).sum();
+            add(&counters.flushes, 1);
+            add(&counters.flushed_runs, hulls.runs().len() as u64);
+            add(&counters.flushed_pages, bytes >> PAGE_SHIFT);
         }
     }
 
     /// Unlinks what is linked in a range, holes left out, and takes the rights back: what an invalidation does. Flushes
-    /// by run, many runs with one wait. Returns how many pages that were.
+    /// once, by run (many runs are flushed as fewer, longer ones). Returns how many pages that were.
     pub fn unlink(&self, iommu: &dyn Iommu, pages: Range<u64>) -> u64 {
+        self.unlink_runs(iommu, core::iter::once(pages))
+    }
+
+    /// As [`PageList::unlink`], for several ranges with one flush. Asserts that no page is named twice.
+    pub fn unlink_runs(
+        &self,
+        iommu: &dyn Iommu,
+        ranges: impl IntoIterator<Item = Range<u64>, IntoIter: Clone>,
+    ) -> u64 {
+        let ranges = ranges.into_iter();
         let mut done = 0;
-        let mut flushed = [(Iova(0), 0); FLUSHED];
-        let mut used = 0;
-        for run in self.runs(pages.clone(), true) {
+        let mut hulls = Hulls::new();
+        for run in ranges.clone().flat_map(|range| self.runs(range, true)) {
             let bytes = (run.end - run.start) << PAGE_SHIFT;
-            iommu.unmap(self.address(run.start), bytes).expect("the bits say that it is linked");
-            if used == FLUSHED {
-                iommu.flush_runs(&flushed);
-                used = 0;
-            }
-            flushed[used] = (self.address(run.start), bytes);
-            used += 1;
+            iommu.unmap(self.at(run.start), bytes).expect("the bits say that it is linked");
+            hulls.push(self.at(run.start), bytes);
             done += run.end - run.start;
         }
-        match used {
-            0 => return 0,
-            1 => iommu.flush(flushed[0].0, flushed[0].1),
-            _ => iommu.flush_runs(&flushed[..used]),
+        if done == 0 {
+            return 0;
         }
-        if let Some(writable) = self.writable {
-            set(writable, pages.start..pages.end.min(self.pages), false);
+        self.flush(iommu, &hulls);
+        for range in ranges {
+            let range = range.start..range.end.min(self.pages);
+            if let Rights::Words(writable) = self.rights {
+                set(writable, range.clone(), false);
+            }
+            set(self.linked, range, false);
         }
-        set(self.linked, pages.start..pages.end.min(self.pages), false);
-        if let Some(count) = self.count {
+        if let Some((count, counters)) = self.counts {
             count.fetch_sub(done, Ordering::AcqRel);
+            add(&counters.unlinks, 1);
+            add(&counters.unlinked_pages, done);
         }
         done
     }
@@ -232,28 +316,50 @@ impl<'m> PageList<'m> {
         self.runs(0..self.pages, true).flat_map(move |run| list.split_by_rights(run, access)).flat_map(
             move |(run, access)| {
                 let flags = if access == Access::Write { DmaRange::WRITABLE } else { 0 };
-                DmaRange::of_run(list.address(run.start), (run.end - run.start) << PAGE_SHIFT, flags)
+                DmaRange::of_run(list.at(run.start), (run.end - run.start) << PAGE_SHIFT, flags)
             },
         )
     }
 
-    /// A linked run in parts of the same rights.
+    /// A linked run in parts of the same rights. `alike` is what holds for a list without rights page by page.
     fn split_by_rights(
         &self,
         run: Range<u64>,
-        access: Access,
+        alike: Access,
     ) -> impl Iterator<Item = (Range<u64>, Access)> + use<'m> {
-        let writable = self.writable;
+        let list = *self;
         let mut at = run.start;
         core::iter::from_fn(move || {
             let start = (at < run.end).then_some(at)?;
-            let Some(words) = writable else {
-                at = run.end;
-                return Some((run.clone(), access));
+            let access = match list.rights {
+                Rights::Alike => {
+                    at = run.end;
+                    alike
+                }
+                Rights::Words(words) => {
+                    let is_writable = bit(words, start);
+                    at = next(words, start, run.end, !is_writable).unwrap_or(run.end);
+                    if is_writable { Access::Write } else { Access::Read }
+                }
+                Rights::Table(iommu) => {
+                    let piece = |page: u64| {
+                        let piece = iommu.mapped(list.at(page), (run.end - page) << PAGE_SHIFT);
+                        let piece = piece.expect("the bits say that it is linked");
+                        (piece.access, piece.bytes >> PAGE_SHIFT)
+                    };
+                    let (access, pages) = piece(start);
+                    at = start + pages;
+                    while at < run.end {
+                        let (same, pages) = piece(at);
+                        if same != access {
+                            break;
+                        }
+                        at += pages;
+                    }
+                    access
+                }
             };
-            let is_writable = bit(words, start);
-            at = next(words, start, run.end, !is_writable).unwrap_or(run.end);
-            Some((start..at, if is_writable { Access::Write } else { Access::Read }))
+            Some((start..at, access))
         })
     }
 }
@@ -262,14 +368,14 @@ impl Domain<'_> {
     /// A list over a reservation of this domain, counted with its other links: a reservation with linked pages is not
     /// freed. `linked` has a bit per 4096 bytes of it, all clear at first. The domain's devices are coherent and the
     /// IOMMU's page is 4096 bytes: CPU and device use the pages at once. Where rights differ from page to page, see
-    /// [`PageList::with_writable`].
+    /// [`PageList::with_table_rights`].
     ///
     /// # Errors
     /// [`DmaError::OtherDomain`], [`DmaError::Direct`], [`DmaError::NotCoherent`]; [`DmaError::PageSize`].
     pub fn page_list<'m>(
-        &self,
+        &'m self,
         reservation: &'m Reservation,
-        linked: &'m [AtomicU64],
+        linked: &'m [LockedU64],
     ) -> Result<PageList<'m>, DmaError> {
         self.owns(reservation)?;
         self.translated()?;
@@ -280,51 +386,8 @@ impl Domain<'_> {
             return Err(DmaError::PageSize(self.page_bytes));
         }
         let list = PageList::new(reservation.base, reservation.bytes >> PAGE_SHIFT, linked);
-        Ok(PageList { count: Some(&reservation.linked), ..list })
+        Ok(PageList { counts: Some((&reservation.linked, &self.counters)), ..list })
     }
-}
-
-fn bit(words: &[AtomicU64], page: u64) -> bool {
-    words[(page / 64) as usize].load(Ordering::Relaxed) >> (page % 64) & 1 != 0
-}
-
-fn set(words: &[AtomicU64], pages: Range<u64>, value: bool) {
-    let mut at = pages.start;
-    while at < pages.end {
-        let stop = ((at / 64 + 1) * 64).min(pages.end);
-        let mask = (u64::MAX >> (64 - (stop - at))) << (at % 64);
-        let word = &words[(at / 64) as usize];
-        let old = word.load(Ordering::Relaxed);
-        word.store(if value { old | mask } else { old & !mask }, Ordering::Relaxed);
-        at = stop;
-    }
-}
-
-/// The runs of a range whose bits are all `wanted`.
-fn runs(words: &[AtomicU64], within: Range<u64>, wanted: bool) -> impl Iterator<Item = Range<u64>> + use<'_> {
-    let mut at = within.start;
-    let end = within.end;
-    core::iter::from_fn(move || {
-        let start = next(words, at, end, wanted)?;
-        let stop = next(words, start, end, !wanted).unwrap_or(end);
-        at = stop;
-        Some(start..stop)
-    })
-}
-
-/// The first page of `at..end` whose bit is `wanted`.
-fn next(words: &[AtomicU64], at: u64, end: u64, wanted: bool) -> Option<u64> {
-    let mut at = at;
-    while at < end {
-        let word = words[(at / 64) as usize].load(Ordering::Relaxed);
-        let hits = (if wanted { word } else { !word }) >> (at % 64);
-        if hits != 0 {
-            let found = at + u64::from(hits.trailing_zeros());
-            return (found < end).then_some(found);
-        }
-        at = (at / 64 + 1) * 64;
-    }
-    None
 }
 
 #[cfg(all(test, not(granule_loom)))]

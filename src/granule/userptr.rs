@@ -12,7 +12,7 @@
 
 use super::sequence::{Sequence, SequenceWord};
 use crate::dma::PageList;
-use crate::sync::{AtomicU32, AtomicU64, Ordering, Park, WordGuard, WordLock};
+use crate::sync::{AtomicU32, AtomicU64, LockedU64, Ordering, Park, WordGuard, WordLock};
 use crate::units::{Access, BlockNo, DevAddr, DeviceId, Iova, PAGE_BYTES, PageMask, VirtAddr, VirtRange};
 
 /// A userptr's number: its position in the list of records.
@@ -64,7 +64,7 @@ const MOVABLE: u32 = 1 << 9;
 #[derive(Debug)]
 pub struct Userptrs<'m> {
     records: &'m [UserptrRecord],
-    words: &'m [AtomicU64],
+    words: &'m [LockedU64],
     /// Records below this were ever live.
     used: AtomicU32,
     live: AtomicU32,
@@ -73,14 +73,14 @@ pub struct Userptrs<'m> {
 /// A record, locked.
 pub struct UserptrGuard<'a> {
     record: &'a UserptrRecord,
-    words: &'a [AtomicU64],
+    words: &'a [LockedU64],
     spec: UserptrSpec,
     _lock: WordGuard<'a>,
 }
 
 impl<'m> Userptrs<'m> {
     /// None yet. `words` is the memory of all link bitmaps.
-    pub fn new(records: &'m [UserptrRecord], words: &'m [AtomicU64]) -> Self {
+    pub fn new(records: &'m [UserptrRecord], words: &'m [LockedU64]) -> Self {
         Self { records, words, used: AtomicU32::new(0), live: AtomicU32::new(0) }
     }
 

@@ -11,7 +11,7 @@ use granule::granule::{
 use granule::migrate::{ChunkRecord, DeviceMemory, EvictionOrder, Space, SpaceDevice};
 use granule::policy::Policy;
 use granule::ports::{Device, Host, Probe};
-use granule::sync::{AtomicU32, AtomicU64, Park};
+use granule::sync::{AtomicU32, LockedU64, Park};
 use granule::units::BLOCK_BYTES;
 
 struct Iovas(Mutex<IovaSpace>);
@@ -47,7 +47,7 @@ pub struct SpaceMemory {
     transits: Vec<TransitRecord>,
     homecomings: Vec<HomecomingRecord>,
     userptrs: Vec<UserptrRecord>,
-    userptr_words: Vec<AtomicU64>,
+    userptr_words: Vec<LockedU64>,
     chunks: Vec<ChunkRecord>,
     iova: Iovas,
 }
@@ -69,7 +69,7 @@ impl SpaceMemory {
             transits: make(sizes.seats),
             homecomings: make(2),
             userptrs: make(sizes.userptrs),
-            userptr_words: (0..sizes.userptrs).map(|_| AtomicU64::new(0)).collect(),
+            userptr_words: (0..sizes.userptrs).map(|_| LockedU64::new(0)).collect(),
             chunks: make((device.caps().memory_bytes / BLOCK_BYTES) as usize),
             iova: Iovas(Mutex::new(IovaSpace::new(device.iommu().aperture(), &[]))),
         }
