@@ -5,7 +5,7 @@ use crate::migrate::{Moved, Retry, Space, follow};
 use crate::ports::{
     Count, DeviceError, FaultCause, FollowCount, Host, HostError, IommuError, MapTarget, Mirrored, Vma,
 };
-use crate::units::{Access, DeviceId, PAGE_SHIFT, PageIndex, PageMask, PhysAddr, Seat, VirtRange};
+use crate::units::{Access, DeviceId, PageIndex, PageMask, PhysAddr, Seat, VirtRange};
 
 /// What is to be linked.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,7 @@ pub fn link<H: Host>(space: &Space<'_, H>, seat: Seat, job: &Link<'_>) -> Moved 
     Moved { arrived: job.pages, ..Moved::default() }
 }
 
-/// Links, sets bits, maps: all of one kind after the other, so that a failure leaves bits that tell the truth.
+/// Links, then maps. What a failure leaves linked has its bit, so the bits tell the truth.
 ///
 /// # Errors
 /// Why a page cannot be linked; pages entered before it stay entered.
@@ -89,31 +89,17 @@ fn enter<H: Host>(
         IommuError::NotReachable(_) => FaultCause::NotReachable,
         _ => FaultCause::OutOfMemory,
     };
-    let port = space.device(job.device).port;
+    let iommu = space.device(job.device).port.iommu();
     let number = block.number();
     let granule = space.tables.granule(number.granule()).ok_or(FaultCause::OutOfMemory)?;
     let base = granule.iova_base(job.device).ok_or(FaultCause::OutOfMemory)?;
-    let old = block.dma_mapped(job.device) & job.pages;
-    let upgrade = (old & job.written) - block.writable(job.device);
-    for run in upgrade.runs() {
-        let at = dma::position(base, number, run.start);
-        let bytes = (run.len() as u64) << PAGE_SHIFT;
-        port.iommu().protect(at, bytes, Access::Write).map_err(refused)?;
-        port.iommu().flush(at, bytes);
-        block.linked(job.device, &PageMask::EMPTY, &PageMask::of_range(run));
-    }
-    for (pages, access) in [(job.written - old, Access::Write), (job.pages - job.written - old, Access::Read)]
-    {
+    let old = block.dma_mapped(job.device);
+    let links = block.links(job.device, base);
+    let phys = PhysAddr(number.base().0);
+    for (pages, access) in [(job.written, Access::Write), (job.pages - job.written, Access::Read)] {
         for run in pages.runs() {
-            let first = number.page(PageIndex(run.start as u16));
-            let at = dma::position(base, number, run.start);
-            let bytes = (run.len() as u64) << PAGE_SHIFT;
-            port.iommu().map(at, PhysAddr(first.0), bytes, access).map_err(refused)?;
-            port.iommu().sync(at, bytes);
-            let linked = PageMask::of_range(run);
-            let writable = if access == Access::Write { linked } else { PageMask::EMPTY };
-            block.linked(job.device, &linked, &writable);
-            space.count_pages(Count::PagesLinked, &linked);
+            links.link(iommu, run.start as u64..run.end as u64, phys, access).map_err(refused)?;
+            space.count_pages(Count::PagesLinked, &(PageMask::of_range(run) - old));
         }
     }
     enter_linked(space, block, job.device, &job.pages).map_err(|_| FaultCause::OutOfMemory)

@@ -14,6 +14,12 @@ impl Bitmap {
         PageMask::from_words(core::array::from_fn(|word| self.0[word].load(Ordering::Relaxed)))
     }
 
+    /// The words, page 0 being bit 0 of the first.
+    #[inline]
+    pub fn words(&self) -> &[LockedU64] {
+        &self.0
+    }
+
     /// Replaces the set, writing only the words that differ.
     #[inline]
     pub fn store(&self, pages: &PageMask) {

@@ -1,8 +1,11 @@
 use super::sequence::{Sequence, SequenceWord};
 use super::{Bitmap, Direction, TransitBusy, TransitRecord};
+use crate::dma::{self, PageList};
 use crate::ports::StagingId;
 use crate::sync::{AtomicU32, LockedU32, Ordering, Park, Rule, WordGuard, WordLock, holds};
-use crate::units::{BlockNo, DeviceId, PAGES_PER_BLOCK, PageIndex, PageMask, SLOTS_64K_PER_BLOCK, Seat};
+use crate::units::{
+    BlockNo, DeviceId, Iova, PAGES_PER_BLOCK, PageIndex, PageMask, SLOTS_64K_PER_BLOCK, Seat,
+};
 
 /// A block record's position in the slab of records.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -331,19 +334,13 @@ impl<'a> BlockGuard<'a> {
         self.record.device_private.remove(pages);
     }
 
-    /// Pages were linked for a device.
-    pub fn linked(&mut self, device: DeviceId, pages: &PageMask, writable: &PageMask) {
-        debug_assert!(!(self.device_private() | self.in_transit()).intersects(pages));
+    /// A device's links of this block, as a list of its pages at their positions in the granule's reservation: what
+    /// links and unlinks goes through it. Only pages that are in RAM, and on no way, are linked.
+    pub fn links(&mut self, device: DeviceId, granule_base: Iova) -> PageList<'_> {
         let plane = &self.planes[device.0 as usize];
-        plane.dma_mapped.insert(pages);
-        plane.writable.insert(writable);
-    }
-
-    /// Pages were unlinked for a device.
-    pub fn unlinked(&mut self, device: DeviceId, pages: &PageMask) {
-        let plane = &self.planes[device.0 as usize];
-        plane.dma_mapped.remove(pages);
-        plane.writable.remove(pages);
+        let base = dma::position(granule_base, self.number(), 0);
+        PageList::new(base, PAGES_PER_BLOCK as u64, plane.dma_mapped.words())
+            .with_writable(plane.writable.words())
     }
 
     /// The contents of these pages are gone, or belong to another address now: the device has no copy that

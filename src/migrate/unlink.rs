@@ -1,7 +1,6 @@
 use super::Space;
-use crate::dma;
 use crate::granule::{BlockGuard, UserptrGuard};
-use crate::ports::{Count, Host, IommuError};
+use crate::ports::{Count, Host};
 use crate::units::{BlockNo, DeviceId, PAGE_SHIFT, PageIndex, PageMask, VirtRange};
 
 /// Takes linked pages away from a device: device page table and TLB first, then the IOMMU, then the bits. Pages
@@ -43,16 +42,9 @@ pub(crate) fn unlink_only<H: Host>(
     let granule = space.tables.granule(number.granule()).expect("a block's granule exists");
     let base = granule.iova_base(device).expect("a linked page lies in a reserved granule");
     let iommu = space.device(device).port.iommu();
-    for run in mapped.runs() {
-        let at = dma::position(base, number, run.start);
-        let bytes = (run.len() as u64) << PAGE_SHIFT;
-        match iommu.unmap(at, bytes) {
-            Ok(()) => iommu.flush(at, bytes),
-            Err(IommuError::NotMapped(hole)) => panic_hole(hole),
-            Err(_) => unreachable_error(),
-        }
-    }
-    block.unlinked(device, mapped);
+    let runs = mapped.runs().map(|run| run.start as u64..run.end as u64);
+    let unlinked = block.links(device, base).unlink_runs(iommu, runs);
+    debug_assert_eq!(unlinked, mapped.count() as u64, "what is unlinked was linked");
     space.count_pages(Count::PagesUnlinked, mapped);
 }
 
@@ -88,14 +80,4 @@ pub(super) fn drop_from_userptrs<H: Host>(space: &Space<'_, H>, block: BlockNo, 
         }
         held.end_invalidation();
     }
-}
-
-#[cold]
-fn panic_hole(hole: crate::units::Iova) -> ! {
-    panic!("the bitmap says linked where the IOMMU has nothing: {hole}");
-}
-
-#[cold]
-fn unreachable_error() -> ! {
-    panic!("unmapping a range that is wholly mapped was refused");
 }
