@@ -89,11 +89,20 @@ fn populate(range: VirtRange, access: Access) -> Result<(), PinError> {
         return Ok(());
     }
     match std::io::Error::last_os_error().raw_os_error() {
+        // It says this of addresses without a mapping and of a machine without memory.
+        Some(libc::ENOMEM) if is_mapped(range) => Err(PinError::OutOfMemory(range.start())),
         Some(libc::ENOMEM | libc::EFAULT | libc::EINVAL | libc::EACCES) => {
             Err(PinError::NoAccess(range.start()))
         }
         _ => Err(PinError::OutOfMemory(range.start())),
     }
+}
+
+/// Whether every page of a range has a mapping.
+fn is_mapped(range: VirtRange) -> bool {
+    // SAFETY: asks for nothing but this: what is written back without waiting is a file's, and would be anyway.
+    let rc = unsafe { libc::msync(range.start().0 as *mut _, range.bytes() as usize, libc::MS_ASYNC) };
+    rc == 0
 }
 
 fn lock(at: u64, bytes: u64) -> Result<(), PinError> {
@@ -194,6 +203,55 @@ mod tests {
         assert!(pins.counts.lock().expect("whole").is_empty());
     }
 
+    /// Takes the right to lock without limit from the calling thread, if it has it.
+    fn drop_privilege() {
+        const VERSION: u32 = 0x2008_0522;
+        const IPC_LOCK: u32 = 14;
+        let mut header = [VERSION, 0];
+        // Effective, permitted, inheritable; twice, for 64 of them.
+        let mut sets = [0u32; 6];
+        // SAFETY: both point to what the calls want, and concern this thread only.
+        unsafe {
+            assert_eq!(libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()), 0);
+            sets[0] &= !(1 << IPC_LOCK);
+            assert_eq!(libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()), 0);
+        }
+    }
+
+    #[test]
+    fn the_limit_on_locked_memory_is_named_and_nothing_stays_locked() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: reads into a local.
+        assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut before) }, 0);
+        let locked = locked_kib();
+        let most = locked * 1024 + 3 * PAGE_BYTES;
+        assert!(before.rlim_max >= most, "the limit of this machine leaves room for three pages");
+        let limit = |bytes| {
+            let limit = libc::rlimit { rlim_cur: bytes, rlim_max: before.rlim_max };
+            // SAFETY: a soft limit of this process, put back below.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }, 0);
+        };
+        let memory = PrivateBytes::new(16 * PAGE_BYTES).expect("memory");
+        let (pins, base) = (ProcessPins::new(), memory.base());
+        limit(most);
+        let (few, many) = std::thread::scope(|scope| {
+            let unprivileged = scope.spawn(|| {
+                drop_privilege();
+                let few = pin(&pins, base, 2 * PAGE_BYTES, Access::Write).map(drop);
+                // Its first page is pinned already, so that it is locked in two parts, and the first has to be undone.
+                let first = pin(&pins, base + PAGE_BYTES, PAGE_BYTES, Access::Write).expect("there is room");
+                let many = pin(&pins, base, 9 * PAGE_BYTES, Access::Write).map(drop);
+                drop(first);
+                (few, many)
+            });
+            unprivileged.join().expect("no panic")
+        });
+        limit(before.rlim_cur);
+        assert_eq!((few, many), (Ok(()), Err(PinError::OverLimit)));
+        assert_eq!((pins.pinned_bytes(), locked_kib()), (0, locked));
+    }
+
     #[test]
     fn what_cannot_be_pinned_is_refused_and_nothing_is_held() {
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -201,6 +259,12 @@ mod tests {
         let nowhere = VirtAddr(PAGE_BYTES);
         let refused = |at, bytes| pin(&pins, at, bytes, Access::Write).expect_err("refused");
         assert_eq!(refused(nowhere, 1), PinError::NoAccess(nowhere));
+        // Mapped, and closed to everybody.
+        let closed = PrivateBytes::new(2 * PAGE_BYTES).expect("memory");
+        // SAFETY: the last page of the test's own memory, which nobody reads.
+        let rc = unsafe { libc::mprotect((closed.base().0 + PAGE_BYTES) as *mut _, PAGE_BYTES as usize, 0) };
+        assert_eq!(rc, 0);
+        assert!(matches!(refused(closed.base(), 2 * PAGE_BYTES), PinError::NoAccess(_)));
         assert_eq!(refused(nowhere, 0), PinError::BadRange { at: nowhere, bytes: 0 });
         let last = VirtAddr(u64::MAX);
         assert_eq!(refused(last, 2), PinError::BadRange { at: last, bytes: 2 });
