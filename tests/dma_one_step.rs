@@ -7,7 +7,7 @@ use dma_support::{
 };
 use granule::dma::{
     Attributes, DmaError, DmaList, DmaRange, Domain, IovaError, P2pKind, PhysList, Provided, Provider,
-    ScatterEntry, Topology, TopologyError, pin,
+    ScatterEntry, Topology, TopologyError, convert::IoVec, pin, pin_vectors,
 };
 use granule::ports::{PeerWindow, PinError};
 use granule::units::{Access, BusAddr, Iova, PeerNo, PhysAddr, PhysRange, VirtAddr};
@@ -369,6 +369,23 @@ fn a_provider_with_scatter_lists_only_is_adapted_and_one_can_tell() {
             .take(5)
             .collect();
         assert_eq!(seventh, b"seven");
+        let other_machine = Machine::new();
+        let provided = {
+            let mut kept = None;
+            plain(&other_machine, |other| {
+                let (provided, error) = other
+                    .unmap_provided(&old, kept.take().unwrap_or(provided), BOTH)
+                    .expect_err("not its own");
+                assert_eq!(error, DmaError::OtherDomain);
+                kept = Some(provided);
+            });
+            kept.expect("it was given back")
+        };
+        assert_eq!(
+            ranges.iter().next().map(|r| machine.dma_read(r.addr.0).is_some()),
+            Some(true),
+            "still mapped"
+        );
         domain.unmap_provided(&old, provided, BOTH).unwrap();
         let new = Exporter { ranges: Some([mem(7, PAGE)].into_iter().collect()) };
         let provided = domain.map_provided(&new, BOTH).unwrap();
@@ -399,6 +416,17 @@ fn pins_are_held_until_they_are_dropped() {
         assert_eq!((pinned.at(), pinned.bytes(), pinned.ranges().bytes()), (at, 3 * PAGE, 3 * PAGE));
         assert!(pinned.ranges().iter().all(|range| range.flags == PhysRange::PINNED));
         assert_eq!(pins.held.lock().unwrap().len(), 1);
+        // Several pieces at once, all or nothing.
+        let vector = |page: u64, bytes| IoVec { base: (0x8000 + page) * PAGE, len: bytes };
+        let vectors = [vector(0, 100), vector(5, 2 * PAGE)];
+        let many = pin_vectors(&pins, &vectors, Access::Read).unwrap();
+        assert_eq!(many.iter().map(|one| one.ranges().bytes()).collect::<Vec<_>>(), [100, 2 * PAGE]);
+        assert_eq!(pins.held.lock().unwrap().len(), 3);
+        drop(many);
+        let absent = Pins { unmapped: Some(0x8006), ..Pins::default() };
+        let refused = pin_vectors(&absent, &vectors, Access::Read).map(drop);
+        assert_eq!(refused, Err(PinError::NoAccess(VirtAddr(0x8006 * PAGE))));
+        assert!(absent.held.lock().unwrap().is_empty(), "the first piece was let go");
         let mapping = domain.map_list(pinned.ranges().iter(), BOTH).unwrap();
         assert_eq!(mapping.ranges().bytes(), 3 * PAGE);
         assert_eq!(mapping.ranges().len(), 1, "pages from everywhere are one run for the device");

@@ -6,8 +6,8 @@ use std::mem::{offset_of, size_of};
 
 use dma_support::{Dice, MEMORY, PAGE, mem, seeds};
 use granule::dma::convert::{
-    IoVec, NvmeError, NvmePrp, NvmeSgl, PrpList, SparseBind, VfioMap, prp, prp_list_entries, sgl,
-    sgl_segment_entries, sparse_binds, vfio_maps,
+    ConvertError, IoVec, NvmeError, NvmePrp, NvmeSgl, PrpList, SparseBind, VfioMap, iovecs, prp,
+    prp_list_entries, sgl, sgl_segment_entries, sparse_binds, vfio_maps,
 };
 use granule::dma::{DmaList, DmaRange, PhysList, SegmentError, SegmentLimits, segments};
 use granule::units::{Access, Iova, PeerNo, PhysAddr, PhysRange, VirtAddr};
@@ -147,13 +147,20 @@ fn iovecs_and_vfio_requests_are_laid_out_as_the_kernel_has_them() {
     let vec = IoVec::from((VirtAddr(0x1234), 99));
     assert_eq!((vec.at(), vec.len), (VirtAddr(0x1234), 99));
     let ranges = [mem(0, PAGE), mem(1, 3 * PAGE), mem(9, PAGE), mem(8, 0)];
-    let maps: Vec<VfioMap> = vfio_maps(Iova(0x10_0000), ranges, Access::Write).collect();
+    let vectors: Vec<IoVec> = iovecs(ranges).map(Result::unwrap).collect();
+    assert_eq!(
+        vectors,
+        [(MEMORY, 4 * PAGE), (MEMORY + 9 * PAGE, PAGE)].map(|(base, len)| IoVec { base, len })
+    );
+    let maps: Vec<VfioMap> =
+        vfio_maps(Iova(0x10_0000), ranges, Access::Write).collect::<Result<_, _>>().unwrap();
     assert_eq!(maps.len(), 2);
     let first = VfioMap { argsz: 32, flags: 3, vaddr: MEMORY, iova: 0x10_0000, size: 4 * PAGE };
     assert_eq!(maps[0], first);
     assert_eq!((maps[1].vaddr, maps[1].iova), (MEMORY + 9 * PAGE, 0x10_0000 + 4 * PAGE));
-    let read: Vec<VfioMap> =
-        vfio_maps(Iova(0), PhysRange::of_run(PhysAddr(0), 8 << 30, 0), Access::Read).collect();
+    let read: Vec<VfioMap> = vfio_maps(Iova(0), PhysRange::of_run(PhysAddr(0), 8 << 30, 0), Access::Read)
+        .map(Result::unwrap)
+        .collect();
     assert_eq!(
         (read.len(), read[0].size, read[0].flags),
         (1, 8 << 30, VfioMap::READ),
@@ -164,15 +171,19 @@ fn iovecs_and_vfio_requests_are_laid_out_as_the_kernel_has_them() {
 #[test]
 fn sparse_binds_follow_the_ranges() {
     let ranges = [dma(0x1_0000, 0x1_0000), dma(0x2_0000, 0x1_0000), dma(0x8_0000, 0x1_0000)];
-    let binds: Vec<Option<SparseBind>> = sparse_binds(0x100_0000, 7, 0x1_0000, ranges).collect();
+    let binds: Vec<_> = sparse_binds(0x100_0000, 7, 0x1_0000, ranges).collect();
     let bind = |resource_offset, size, memory_offset| {
-        Some(SparseBind { resource_offset, size, memory: 7, memory_offset, flags: 0 })
+        Ok(SparseBind { resource_offset, size, memory: 7, memory_offset, flags: 0 })
     };
     assert_eq!(binds, [bind(0x100_0000, 0x2_0000, 0), bind(0x102_0000, 0x1_0000, 0x7_0000)]);
     let before: Vec<_> = sparse_binds(0, 7, 0x4_0000, [dma(0x8_0000, 4), dma(0, 4), dma(9, 4)]).collect();
     assert_eq!(
         before,
-        [Some(SparseBind { size: 4, memory: 7, memory_offset: 0x4_0000, ..SparseBind::default() }), None]
+        [
+            Ok(SparseBind { size: 4, memory: 7, memory_offset: 0x4_0000, ..SparseBind::default() }),
+            Err(ConvertError::BeforeMemory { at: 0, start: 0x4_0000 })
+        ],
+        "and nothing after it"
     );
 }
 

@@ -7,7 +7,7 @@ use crate::units::Direction;
 /// |---|---|---|---|
 /// | direction | [`Direction::ToDevice`] maps read-only; CPU caches and bounce pages are looked after in that direction only | nothing | everybody; `Both` where unsure |
 /// | [`skip_cpu_sync`](Self::skip_cpu_sync) | caches are not maintained and bounce pages are not copied back | nothing; the caller syncs by hand ([`Domain::sync_for_device`](super::Domain::sync_for_device)) or the device reads old bytes | whoever maps once and uses often, or wrote nothing since the last sync |
-/// | [`mmio`](Self::mmio) | no caches, no bounce page | a range with an unaligned end is refused to an untrusted device | registers and device memory, never system memory |
+/// | [`mmio`](Self::mmio) | no caches, no bounce page | a range with an unaligned end is refused to an untrusted device | registers and device memory, never system memory; where devices are not coherent it is needed for ranges flagged MMIO |
 /// | [`require_coherent`](Self::require_coherent) | refused rather than bounced, or mapped for a device that is not coherent | nothing | whoever lets CPU and device use the memory at once: page-fault users, rings |
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
 pub struct Attributes {

@@ -217,8 +217,11 @@ impl<'d> DomainBuilder<'d> {
         self
     }
 
-    /// Memory of another device, and how this domain's devices reach it.
+    /// Memory of another device, and how this domain's devices reach it. Asserts that it ends within 64 bits, both where
+    /// an IOMMU maps it and on the bus.
     pub fn peer(mut self, peer: PeerNo, window: PeerWindow, kind: P2pKind) -> Self {
+        let ends = [window.phys.0, window.bus.0].map(|at| at.checked_add(window.bytes));
+        assert!(ends.iter().all(Option::is_some), "a peer's memory ends within 64 bits");
         self.domain.peers.retain(|known| known.no != peer);
         self.domain.peers.push(Peer { no: peer, window, kind });
         self

@@ -87,6 +87,11 @@ pub enum DmaError {
     /// Coherent memory is required and the device is not coherent.
     #[error("the device is not coherent; map without require_coherent and sync, or use another device")]
     NotCoherent,
+    /// Memory of a device is said to be so by its range only, and the unlink would maintain caches of it.
+    #[error(
+        "the range at {0} is MMIO and the devices are not coherent; say so with Attributes::mmio, at its end too"
+    )]
+    UnnamedMmio(PhysAddr),
     /// A page list needs an IOMMU with pages of 4096 bytes.
     #[error(
         "a page list counts pages of 4096 bytes and this IOMMU's are of {0}; link whole pages of it by hand"

@@ -40,7 +40,7 @@ impl Domain<'_> {
     /// # Errors
     /// [`DmaError`], with nothing changed: `OtherDomain`, `Empty`, `Wraps`, `Misaligned`, `OffsetMismatch`,
     /// `OutsideReservation`, `AlreadyLinked`, `OutOfTables`; what the attributes and the devices' kind forbid
-    /// (`MustNotBounce`, `NotCoherent`, `AlreadyBounced`, `NoBouncePages`, `MemoryGone`); and what peers have to say
+    /// (`MustNotBounce`, `NotCoherent`, `AlreadyBounced`, `NoBouncePages`, `MemoryGone`, `UnnamedMmio`); and what peers have to say
     /// (`UnknownPeer`, `OutsidePeer`, `PeerUnreachable`, `BusAddress`).
     pub fn link(
         &self,
@@ -110,7 +110,7 @@ impl Domain<'_> {
             }
             let end = range.end().ok_or(DmaError::Wraps(range.addr))?;
             let is_mmio = match self.reach(range)? {
-                Reach::System => attributes.is_mmio() || range.flags & PhysRange::MMIO != 0,
+                Reach::System => self.is_mmio(range, attributes)?,
                 Reach::HostBridge => true,
                 Reach::Bus(_) => return Err(DmaError::BusAddress(range.peer().expect("it is a peer's"))),
             };
@@ -131,6 +131,17 @@ impl Domain<'_> {
         // The last page must end somewhere.
         extent.end.checked_add(self.page_bytes).ok_or(DmaError::Wraps(extent.first.addr))?;
         Ok(extent)
+    }
+
+    /// Whether a range that is no peer's is memory of a device. Where caches are maintained the attributes say so: the
+    /// unlink has nothing else to go by.
+    pub(super) fn is_mmio(&self, range: PhysRange, attributes: Attributes) -> Result<bool, DmaError> {
+        let by_flag = range.flags & PhysRange::MMIO != 0;
+        let maintains = self.cache.is_some() && !attributes.skips_cpu_sync();
+        if by_flag && maintains && !attributes.is_mmio() {
+            return Err(DmaError::UnnamedMmio(range.addr));
+        }
+        Ok(by_flag || attributes.is_mmio())
     }
 
     /// Checks ranges and links them at `at`, for the one-step way. The caller has the IOVAs.

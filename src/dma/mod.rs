@@ -72,12 +72,12 @@ pub use one_step::DmaMapping;
 pub use p2p::{P2pKind, Topology, TopologyError, TopologyNode};
 pub use page_list::PageList;
 pub use pasid::{DmaPasid, PasidError, PasidSpace};
-pub use pinned::{Pinned, pin};
+pub use pinned::{Pinned, pin, pin_vectors};
 pub use range::DmaRange;
 pub use replace::Replaced;
 pub use reservation::{DmaSpan, Reservation, Span, Unlinked};
 pub use reserve_iova::ReserveIova;
-pub use scatter::{Provided, Provider, ScatterEntry};
+pub use scatter::{Provided, Provider, ScatterEntry, ScatterMapping};
 pub use segments::{SegmentError, SegmentLimits, Segments, segments};
 pub use unlink::Deferred;
 
@@ -85,7 +85,7 @@ use domain::{Translated, Way};
 
 use crate::units::{BlockNo, GranuleNo, Iova, PAGE_SHIFT};
 
-/// The DMA address of a block's page: its position in the granule's reservation.
+/// The DMA address of a block's page: its position in the granule's reservation. Asserts that this lies within 64 bits.
 pub fn position(granule_base: Iova, block: BlockNo, page: usize) -> Iova {
     let granule = GranuleNo::of(block.base());
     granule_base + block.base().bytes_since(granule.base()) + ((page as u64) << PAGE_SHIFT)

@@ -365,6 +365,9 @@ impl<'d> Domain<'d> {
         let len = u64::from(range.len);
         let not_mapped = DmaError::NotMapped(range.addr);
         range.addr.checked_add(len + PAGE_BYTES).ok_or(not_mapped)?;
+        if len == 0 {
+            return Err(not_mapped);
+        }
         let is_bounced = range.flags & DmaRange::BOUNCED != 0;
         let (from, whole) = self.pages_of(range.addr, len);
         let pages = whole / PAGE_BYTES;

@@ -91,6 +91,7 @@ impl<'p> PasidSpace<'p> {
 
     /// Gives a PASID back. Asserts that somebody has it.
     pub fn give_back(&self, pasid: Pasid) {
+        assert!(pasid.0 >= 1 && pasid.0 <= self.last, "a PASID of this space");
         let _lock = self.lock.lock(self.park);
         let word = &self.words[pasid.0 as usize / 64];
         let (old, bit) = (word.load(Ordering::Relaxed), 1 << (pasid.0 % 64));

@@ -1,4 +1,7 @@
+use alloc::vec::Vec;
+
 use super::PhysList;
+use super::convert::IoVec;
 use crate::ports::{PinError, PinMemory};
 use crate::units::{Access, VirtAddr};
 
@@ -30,6 +33,18 @@ pub fn pin(port: &dyn PinMemory, at: VirtAddr, bytes: u64, access: Access) -> Re
     let mut ranges = PhysList::new();
     port.pin(at, bytes, access, &mut |range| ranges.push(range))?;
     Ok(Pinned { port, at, bytes, ranges })
+}
+
+/// Pins several pieces of the process's memory, in order.
+///
+/// # Errors
+/// As [`pin`], for the first piece that cannot be pinned; nothing is pinned then.
+pub fn pin_vectors<'p>(
+    port: &'p dyn PinMemory,
+    vectors: &[IoVec],
+    access: Access,
+) -> Result<Vec<Pinned<'p>>, PinError> {
+    vectors.iter().map(|vector| pin(port, vector.at(), vector.len, access)).collect()
 }
 
 impl Pinned<'_> {

@@ -27,6 +27,7 @@ impl DmaRange {
 
     /// The ranges of a run of `bytes` bytes from `addr`, cut at page boundaries. Asserts that the run does not wrap.
     pub fn of_run(addr: Iova, bytes: u64, flags: u32) -> impl Iterator<Item = Self> {
+        assert!(addr.checked_add(bytes).is_some(), "a run ends within 64 bits");
         let mut done = 0;
         core::iter::from_fn(move || {
             let at = addr + done;

@@ -89,7 +89,7 @@ impl Domain<'_> {
                 return Err(DmaError::Misaligned { index, addr: range.addr });
             }
             match self.reach(range)? {
-                super::p2p::Reach::System => is_mmio |= range.flags & PhysRange::MMIO != 0,
+                super::p2p::Reach::System => is_mmio |= self.is_mmio(range, attributes)?,
                 super::p2p::Reach::HostBridge => is_mmio = true,
                 super::p2p::Reach::Bus(_) => {
                     return Err(DmaError::BusAddress(range.peer().expect("it is a peer's")));

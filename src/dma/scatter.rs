@@ -42,12 +42,22 @@ pub enum Provided {
     /// It came as ranges, and this domain mapped them.
     Ranges(DmaMapping),
     /// It came as a scatter list that the provider mapped: 32 bytes an entry, kept for unmapping, beside the ranges.
-    Scatter {
-        /// What the device is given.
-        ranges: DmaList,
-        /// The provider's list.
-        list: Vec<ScatterEntry>,
-    },
+    Scatter(ScatterMapping),
+}
+
+/// What a provider mapped by itself.
+#[derive(Debug)]
+pub struct ScatterMapping {
+    domain: u32,
+    ranges: DmaList,
+    list: Vec<ScatterEntry>,
+}
+
+impl ScatterMapping {
+    /// The provider's list.
+    pub fn list(&self) -> &[ScatterEntry] {
+        &self.list
+    }
 }
 
 impl Provided {
@@ -55,7 +65,7 @@ impl Provided {
     pub fn ranges(&self) -> &DmaList {
         match self {
             Provided::Ranges(mapping) => mapping.ranges(),
-            Provided::Scatter { ranges, .. } => ranges,
+            Provided::Scatter(mapping) => &mapping.ranges,
         }
     }
 }
@@ -64,7 +74,8 @@ impl Domain<'_> {
     /// Maps a provider's memory: its ranges where it has them, its scatter list where not.
     ///
     /// # Errors
-    /// As [`Domain::map_list`], or what the provider says; [`DmaError::Empty`] if a list maps nothing.
+    /// As [`Domain::map_list`], or what the provider says; [`DmaError::Empty`] if a list maps nothing, and
+    /// [`DmaError::NotMapped`] for an entry whose DMA addresses wrap: what the provider mapped is unmapped then.
     pub fn map_provided(
         &self,
         provider: &dyn Provider,
@@ -76,13 +87,18 @@ impl Domain<'_> {
         let list = provider.map_scatter(self, attributes)?;
         let flags = if attributes.direction().is_from_device() { DmaRange::WRITABLE } else { 0 };
         let mapped = list.iter().take_while(|entry| entry.dma_bytes > 0);
+        let wraps = |entry: &&ScatterEntry| entry.dma.checked_add(u64::from(entry.dma_bytes)).is_none();
+        if let Some(entry) = mapped.clone().find(wraps) {
+            provider.unmap_scatter(self, &list, attributes);
+            return Err(DmaError::NotMapped(entry.dma));
+        }
         let ranges: DmaList =
             mapped.flat_map(|entry| DmaRange::of_run(entry.dma, u64::from(entry.dma_bytes), flags)).collect();
         if ranges.is_empty() {
             provider.unmap_scatter(self, &list, attributes);
             return Err(DmaError::Empty(0));
         }
-        Ok(Provided::Scatter { ranges, list })
+        Ok(Provided::Scatter(ScatterMapping { domain: self.id, ranges, list }))
     }
 
     /// Ends `map_provided`.
@@ -99,8 +115,11 @@ impl Domain<'_> {
             Provided::Ranges(mapping) => self
                 .unmap_list(mapping, attributes)
                 .map_err(|(mapping, error)| (Provided::Ranges(mapping), error)),
-            Provided::Scatter { list, .. } => {
-                provider.unmap_scatter(self, &list, attributes);
+            Provided::Scatter(mapping) if mapping.domain != self.id => {
+                Err((Provided::Scatter(mapping), DmaError::OtherDomain))
+            }
+            Provided::Scatter(mapping) => {
+                provider.unmap_scatter(self, &mapping.list, attributes);
                 Ok(Unlinked::default())
             }
         }

@@ -24,6 +24,14 @@ pub enum SegmentError {
     /// A count of zero.
     #[error("a request of no segments holds nothing; pass a count of at least 1")]
     BadCount,
+    /// A range whose end lies beyond the last address.
+    #[error("{bytes} bytes from {at:#x} wrap around the end of the address space; pass a shorter range")]
+    Wraps {
+        /// First address.
+        at: u64,
+        /// Length in bytes.
+        bytes: u64,
+    },
     /// More segments are needed than a request may have.
     #[error("more than {0} segments are needed; split the request")]
     TooMany(usize),
@@ -84,9 +92,12 @@ pub fn segments<R: Piece, I: IntoIterator<Item = R>>(
 
 impl<R: Piece, I: Iterator<Item = R>> Segments<R, I> {
     /// The longest run of ranges that touch: at least as long as a segment may be, if there is so much.
-    fn fill(&mut self) -> (Option<(R, u64, u64)>, Option<R>) {
+    #[expect(clippy::type_complexity, reason = "a run in hand, and the range that does not go on with it")]
+    fn fill(&mut self) -> Result<(Option<(R, u64, u64)>, Option<R>), SegmentError> {
         let mut run = self.run.take();
         for range in self.ranges.by_ref().filter(|range| range.bytes() > 0) {
+            let (at, bytes) = (range.start(), range.bytes());
+            at.checked_add(bytes).ok_or(SegmentError::Wraps { at, bytes })?;
             match &mut run {
                 None => run = Some((range, range.start(), range.bytes())),
                 Some((kind, start, bytes))
@@ -94,13 +105,13 @@ impl<R: Piece, I: Iterator<Item = R>> Segments<R, I> {
                 {
                     *bytes += range.bytes();
                 }
-                Some(_) => return (run, Some(range)),
+                Some(_) => return Ok((run, Some(range))),
             }
             if run.is_some_and(|(_, start, bytes)| bytes > self.limits.room(start)) {
                 break;
             }
         }
-        (run, None)
+        Ok((run, None))
     }
 }
 
@@ -112,8 +123,15 @@ impl<R: Piece, I: Iterator<Item = R>> Iterator for Segments<R, I> {
             return None;
         }
         let full = |(_, start, bytes): &(R, u64, u64)| *bytes > self.limits.room(*start);
-        let (run, next) =
-            if self.run.as_ref().is_some_and(full) { (self.run.take(), None) } else { self.fill() };
+        let filled =
+            if self.run.as_ref().is_some_and(full) { Ok((self.run.take(), None)) } else { self.fill() };
+        let (run, next) = match filled {
+            Ok(filled) => filled,
+            Err(error) => {
+                self.is_done = true;
+                return Some(Err(error));
+            }
+        };
         let Some((kind, start, bytes)) = run else {
             self.is_done = true;
             return None;

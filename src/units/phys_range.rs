@@ -65,6 +65,7 @@ impl PhysRange {
     /// The ranges of a run of `bytes` bytes from `addr`, split where one would be too long. Every cut lies at a page
     /// boundary. Asserts that the run does not wrap.
     pub fn of_run(addr: PhysAddr, bytes: u64, flags: u32) -> impl Iterator<Item = Self> {
+        assert!(addr.checked_add(bytes).is_some(), "a run ends within 64 bits");
         let mut done = 0;
         core::iter::from_fn(move || {
             let at = addr + done;

@@ -410,6 +410,12 @@ impl PasidDevice for Machine {
 #[derive(Default)]
 pub struct Pins {
     pub held: Mutex<Vec<(u64, u64)>>,
+    /// The most that may be pinned at once.
+    pub limit_bytes: Option<u64>,
+    /// Pages of memory that one pin can make present.
+    pub memory_pages: Option<u64>,
+    /// A page that the process has not mapped.
+    pub unmapped: Option<u64>,
 }
 impl PinMemory for Pins {
     fn pin(
@@ -419,9 +425,19 @@ impl PinMemory for Pins {
         _: Access,
         each: &mut dyn FnMut(PhysRange),
     ) -> Result<(), PinError> {
+        let held: u64 = self.held.lock().unwrap().iter().map(|(_, bytes)| *bytes).sum();
+        if self.limit_bytes.is_some_and(|limit| held.saturating_add(bytes) > limit) {
+            return Err(PinError::OverLimit);
+        }
         let mut here = at.0;
         while here < at.0 + bytes {
-            let end = ((here / PAGE + 1) * PAGE).min(at.0 + bytes);
+            if self.unmapped.is_some_and(|page| here / PAGE == page) {
+                return Err(PinError::NoAccess(VirtAddr(here)));
+            }
+            if self.memory_pages.is_some_and(|pages| here / PAGE - at.0 / PAGE >= pages) {
+                return Err(PinError::OutOfMemory(VirtAddr(here)));
+            }
+            let end = (here | (PAGE - 1)).saturating_add(1).min(at.0 + bytes);
             // Pairs of pages are exchanged: 0 1 2 3 lie at 1 0 3 2.
             let phys = MEMORY + ((here / PAGE % 1024) ^ 1) * PAGE + here % PAGE;
             each(PhysRange::new(PhysAddr(phys), end - here).with(PhysRange::PINNED));

@@ -24,6 +24,12 @@ pub enum NvmeError {
     /// PRPs and SGLs begin at multiples of 4 bytes.
     #[error("{0} is no multiple of 4; align the buffer")]
     Unaligned(Iova),
+    /// The end of a range lies beyond the last address.
+    #[error("the range at {0} wraps around the end of the address space; pass a shorter one")]
+    Wraps(Iova),
+    /// A list page that does not begin at a page of the controller's memory.
+    #[error("the list page at {0} does not begin at a memory page; align it")]
+    UnalignedList(Iova),
     /// The list pages are too few.
     #[error("{needed} list entries are needed and {given} are there; give more list memory")]
     ListTooShort {
@@ -61,8 +67,12 @@ pub struct PrpList<'a> {
 
 /// Entries that data of so many bytes at this offset in its first page needs beyond the command's own two, without
 /// links between list pages.
+///
+/// Asserts that the page is none of 0 bytes, and that offset and length together are a number of 64 bits.
 pub const fn prp_list_entries(offset_in_page: u64, bytes: u64, page_bytes: u64) -> u64 {
-    let pages = (offset_in_page + bytes).div_ceil(page_bytes);
+    let end = offset_in_page.checked_add(bytes).expect("the data ends within 64 bits");
+    assert!(page_bytes > 0, "a memory page has bytes");
+    let pages = end.div_ceil(page_bytes);
     if pages <= 2 { 0 } else { pages - 1 }
 }
 
@@ -83,7 +93,11 @@ pub fn prp(
     let mask = page_bytes - 1;
     let (mut first, mut end, mut total) = (None, 0, 0);
     for (index, range) in ranges.clone().enumerate() {
-        let (start, stop) = (range.addr.0, range.addr.0 + u64::from(range.len));
+        let start = range.addr.0;
+        // The page of the last byte ends somewhere, too.
+        let stop =
+            start.checked_add(u64::from(range.len)).filter(|stop| stop.checked_add(page_bytes).is_some());
+        let stop = stop.ok_or(NvmeError::Wraps(range.addr))?;
         if index > 0 && (end | start) & mask != 0 {
             return Err(NvmeError::Gap { index });
         }
@@ -106,6 +120,9 @@ pub fn prp(
     let per_page = (page_bytes / 8) as usize;
     if !list.entries.len().is_multiple_of(per_page) || list.entries.len() / per_page != list.pages.len() {
         return Err(NvmeError::BadListPage { needed: per_page, given: list.entries.len() });
+    }
+    if let Some(page) = list.pages.iter().find(|page| page.0 & mask != 0) {
+        return Err(NvmeError::UnalignedList(*page));
     }
     // All but the last list page give an entry for the link.
     let links = entries.saturating_sub(2) / (per_page - 1);
@@ -162,7 +179,7 @@ pub const fn sgl_segment_entries(ranges: usize) -> usize {
 /// is written to `segment`; the device sees that at `segment_at`.
 ///
 /// # Errors
-/// [`NvmeError::Empty`], [`NvmeError::ListTooShort`]; what was written to the segment is void then.
+/// [`NvmeError::Empty`], [`NvmeError::Wraps`], [`NvmeError::Unaligned`], [`NvmeError::ListTooShort`]; what was written to the segment is void then.
 pub fn sgl(
     ranges: impl IntoIterator<Item = DmaRange, IntoIter: Clone>,
     segment: &mut [NvmeSgl],
@@ -171,6 +188,12 @@ pub fn sgl(
     let ranges = ranges.into_iter().filter(|range| range.len > 0);
     let count = ranges.clone().count();
     let first = ranges.clone().next().ok_or(NvmeError::Empty)?;
+    for range in ranges.clone() {
+        range.addr.checked_add(u64::from(range.len)).ok_or(NvmeError::Wraps(range.addr))?;
+        if !range.addr.0.is_multiple_of(4) {
+            return Err(NvmeError::Unaligned(range.addr));
+        }
+    }
     if count == 1 {
         return Ok(NvmeSgl::data(first));
     }

@@ -1,3 +1,4 @@
+use super::{ConvertError, runs};
 use crate::units::{Access, Iova, PhysRange};
 
 /// One request to map memory through a VFIO type 1 container, laid out as the kernel's. The kernel pins the pages; the
@@ -29,22 +30,25 @@ impl VfioMap {
 /// One request for each run of ranges that stand one behind the other from `iova` on; neighbours that touch are one
 /// request, without the limit of 4 GiB that a range has. Requests of VFIO are for whole pages: whoever passes others is
 /// refused by the kernel.
+///
+/// An error in place of a request, and nothing after it, where a range or its IOVAs wrap.
 pub fn vfio_maps(
     iova: Iova,
     ranges: impl IntoIterator<Item = PhysRange>,
     access: Access,
-) -> impl Iterator<Item = VfioMap> {
-    let mut ranges = ranges.into_iter().filter(|range| range.len > 0).peekable();
-    let mut at = iova.0;
+) -> impl Iterator<Item = Result<VfioMap, ConvertError>> {
+    let mut at = Some(iova.0);
     let flags = VfioMap::READ | if access == Access::Write { VfioMap::WRITE } else { 0 };
-    core::iter::from_fn(move || {
-        let first = ranges.next()?;
-        let mut size = u64::from(first.len);
-        while let Some(next) = ranges.next_if(|next| first.addr.checked_add(size) == Some(next.addr)) {
-            size += u64::from(next.len);
+    runs(ranges).map_while(move |run| {
+        let iova = at?;
+        let (vaddr, size) = match run {
+            Ok((phys, size)) => (phys.0, size),
+            Err(error) => return Some(Err(error)),
+        };
+        at = iova.checked_add(size);
+        if at.is_none() {
+            return Some(Err(ConvertError::Wraps { at: iova, bytes: size }));
         }
-        let map = VfioMap { argsz: size_of::<VfioMap>() as u32, flags, vaddr: first.addr.0, iova: at, size };
-        at += size;
-        Some(map)
+        Some(Ok(VfioMap { argsz: size_of::<VfioMap>() as u32, flags, vaddr, iova, size }))
     })
 }

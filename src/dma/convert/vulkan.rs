@@ -1,4 +1,6 @@
+use super::{ConvertError, runs};
 use crate::dma::DmaRange;
+use crate::units::{PhysAddr, PhysRange};
 
 /// One bind of memory to a part of a sparse resource, with the fields of Vulkan's structure in its order. `memory` is the
 /// handle of the memory object that the ranges are offsets into.
@@ -20,32 +22,33 @@ pub struct SparseBind {
 const _: () = assert!(size_of::<SparseBind>() == 40);
 
 /// One bind for each run of ranges that stand one behind the other from `resource_offset` on; neighbours that touch are
-/// one bind. A range's address is `memory_start` plus an offset in the memory object; `None` in place of a bind, and
-/// nothing after it, if a range begins before that.
+/// one bind. A range's address is `memory_start` plus an offset in the memory object.
+///
+/// An error in place of a bind, and nothing after it, where a range begins before `memory_start`, or where it, or its
+/// place in the resource, wraps.
 pub fn sparse_binds(
     resource_offset: u64,
     memory: u64,
     memory_start: u64,
     ranges: impl IntoIterator<Item = DmaRange>,
-) -> impl Iterator<Item = Option<SparseBind>> {
-    let mut ranges = ranges.into_iter().filter(|range| range.len > 0).peekable();
-    let mut at = resource_offset;
-    let mut is_over = false;
-    core::iter::from_fn(move || {
-        if is_over {
-            return None;
-        }
-        let first = ranges.next()?;
-        let Some(memory_offset) = first.addr.0.checked_sub(memory_start) else {
-            is_over = true;
-            return Some(None);
+) -> impl Iterator<Item = Result<SparseBind, ConvertError>> {
+    let ranges =
+        ranges.into_iter().map(|range| PhysRange { addr: PhysAddr(range.addr.0), len: range.len, flags: 0 });
+    let mut at = Some(resource_offset);
+    runs(ranges).map_while(move |run| {
+        let resource_offset = at?;
+        at = None;
+        let (from, size) = match run {
+            Ok((from, size)) => (from.0, size),
+            Err(error) => return Some(Err(error)),
         };
-        let mut size = u64::from(first.len);
-        while let Some(next) = ranges.next_if(|next| first.addr.checked_add(size) == Some(next.addr)) {
-            size += u64::from(next.len);
+        let Some(memory_offset) = from.checked_sub(memory_start) else {
+            return Some(Err(ConvertError::BeforeMemory { at: from, start: memory_start }));
+        };
+        at = resource_offset.checked_add(size);
+        if at.is_none() {
+            return Some(Err(ConvertError::Wraps { at: resource_offset, bytes: size }));
         }
-        let bind = SparseBind { resource_offset: at, size, memory, memory_offset, flags: 0 };
-        at += size;
-        Some(Some(bind))
+        Some(Ok(SparseBind { resource_offset, size, memory, memory_offset, flags: 0 }))
     })
 }
