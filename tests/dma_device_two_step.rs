@@ -12,7 +12,7 @@ use granule::os::FutexPark;
 use granule::ports::{Device, PeerMemory, PeerWindow, Word};
 use granule::sync::{AtomicU64, Ordering};
 use granule::units::{Access, DevMemAddr, Direction, Iova, PAGE_BYTES, Pasid, PeerNo, PhysRange};
-use granule_backends::software::{BouncePages, DmaRefused, SoftwareDevice, Switch};
+use granule_backends::software::{BouncePages, DmaRefused, IommuDomain, SoftwareDevice, Switch};
 
 const BOTH: Attributes = Attributes::BOTH;
 
@@ -46,6 +46,53 @@ fn linked_pages_are_reached_at_their_offset_and_unlinked_ones_are_not() {
     domain.destroy(reservation, BOTH).unwrap();
     assert_eq!(read(&device, base + 6 * PAGE_BYTES), Err(DmaRefused::NotMapped(base + 6 * PAGE_BYTES)));
     assert_eq!(emulated.counters().flushes, 2);
+}
+
+/// Behind an IOMMU that remembers that nothing was mapped, what is linked is there after the sync, and not before: one
+/// sync for a span of several links, and none is forgotten by whatever maps.
+#[test]
+fn a_device_reaches_what_was_linked_after_the_sync() {
+    let emulated = IommuDomain::builder().table_bytes(4 * MIB).caches_absence().build().unwrap();
+    let (memory, device) = (Memory::new(8), in_domain(&emulated));
+    let (iommu, iovas) = (emulated.iommu(), Iovas::of(emulated.iommu()));
+    let domain = Domain::builder(iommu, &iovas).build();
+    (0..8).for_each(|page| memory.fill(page, page + 1));
+    let reservation = domain.reserve(8 * PAGE_BYTES, PAGE_BYTES).unwrap();
+    let at = |page: u64| reservation.base() + page * PAGE_BYTES;
+    let absent = |page| Err(DmaRefused::NotMapped(at(page)));
+    assert!((0..8).all(|page| read(&device, at(page)) == absent(page)));
+    let first = domain.link(&reservation, 0, [memory.range(5, 1), memory.range(3, 1)], BOTH).unwrap();
+    let second = domain.link(&reservation, 2 * PAGE_BYTES, [memory.range(0, 1)], BOTH).unwrap();
+    assert!((0..3).all(|page| read(&device, at(page)) == absent(page)), "linked, and not synced");
+    domain.sync(first.join(second).unwrap()).unwrap();
+    assert_eq!([0, 1, 2, 3].map(|page| read(&device, at(page))), [Ok(6), Ok(4), Ok(1), absent(3)]);
+    let replaced = domain.replace(&reservation, 2 * PAGE_BYTES, [memory.range(6, 2)], BOTH).unwrap();
+    assert_eq!(
+        [2, 3].map(|page| read(&device, at(page))),
+        [Ok(7), Ok(8)],
+        "replace syncs, also where a hole was"
+    );
+    assert_eq!(replaced.old.bytes(), PAGE_BYTES);
+    domain.unlink(&reservation, 0, 4 * PAGE_BYTES, BOTH).unwrap();
+    // A page list, and the one-step way, whose addresses are used again.
+    let words = [AtomicU64::new(0)];
+    let list = domain.page_list(&reservation, &words).unwrap();
+    assert_eq!(read(&device, at(4)), absent(4));
+    list.link(iommu, 4..6, memory.phys(0), Access::Write).unwrap();
+    assert_eq!([4, 5].map(|page| read(&device, at(page))), [Ok(5), Ok(6)]);
+    list.unlink(iommu, 0..8);
+    domain.free(reservation).unwrap();
+    for _ in 0..3 {
+        let range = domain.map(memory.range(1, 1), BOTH).unwrap();
+        assert_eq!(read(&device, range.addr), Ok(2));
+        domain.unmap(range, BOTH).unwrap();
+        assert_eq!(read(&device, range.addr), Err(DmaRefused::NotMapped(range.addr)));
+        let mapping = domain.map_list([memory.range(4, 1), memory.range(2, 1)], BOTH).unwrap();
+        let first = mapping.ranges().iter().next().unwrap().addr;
+        assert_eq!([read(&device, first), read(&device, first + PAGE_BYTES)], [Ok(5), Ok(3)]);
+        domain.unmap_list(mapping, BOTH).unwrap();
+        assert_eq!(read(&device, first), Err(DmaRefused::NotMapped(first)));
+    }
 }
 
 #[test]

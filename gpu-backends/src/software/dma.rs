@@ -106,7 +106,7 @@ impl Inner {
                     .device_iotlb
                     .look_up(tag, at, access, || self.space.domain.translate(tag, at, access));
                 let Some(leaf) = leaf else {
-                    let is_mapped = self.space.domain.is_mapped(at);
+                    let is_mapped = self.space.domain.is_mapped(tag, at);
                     let refused = if is_mapped { DmaRefused::ReadOnly } else { DmaRefused::NotMapped };
                     return Err(refused(Iova(at)));
                 };

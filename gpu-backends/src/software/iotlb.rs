@@ -7,7 +7,8 @@
 //!    later and sees the change.
 //! 2. A device fills its IOTLB from that of the IOMMU and holds its own lock meanwhile. So the IOMMU's is dropped
 //!    first. Whoever holds an IOTLB's lock takes that of a table's IOTLB at most, and walks tables without a lock.
-//! 3. Absence is not remembered; more rights are found by walking again.
+//! 3. Absence is remembered only where somebody asks for it ([`Iotlb::remember_absence`]), until it is dropped; more
+//!    rights are found by walking again.
 
 use granule::os::FutexPark;
 use granule::os::private::{PrivateError, Slab};
@@ -22,6 +23,8 @@ const SHIFTS: [u32; 3] = [21, 16, 12];
 /// Words of an entry: tag and size in one (0: empty), base, target with the write bit.
 const WORDS: usize = 3;
 const VALID: u64 = 1 << 63;
+/// Nothing is mapped there; the target says nothing.
+const ABSENT: u64 = 1 << 62;
 const WRITE: u64 = 1;
 
 /// Direct-mapped, one array per leaf size. All words are read and written under the lock.
@@ -66,7 +69,8 @@ impl Iotlb {
         &self.words[(size * self.slots + place) * WORDS..][..WORDS]
     }
 
-    fn read(entry: &[AtomicU64]) -> Option<(Pasid, Leaf)> {
+    /// A word's worth of a place: the tag and the leaf, and whether that is one of absence.
+    fn read(entry: &[AtomicU64]) -> Option<(Pasid, Leaf, bool)> {
         let [key, base, target] = [0, 1, 2].map(|word: usize| entry[word].load(Ordering::Relaxed));
         let leaf = Leaf {
             base,
@@ -75,7 +79,7 @@ impl Iotlb {
             system: true,
             write: target & WRITE != 0,
         };
-        (key & VALID != 0).then_some((Pasid(key as u32), leaf))
+        (key & VALID != 0).then_some((Pasid(key as u32), leaf, key & ABSENT != 0))
     }
 
     /// The translation of an address for DMA under `tag`: what is remembered, else what `walk` finds.
@@ -89,11 +93,13 @@ impl Iotlb {
         let _held = self.lock.lock(&FutexPark);
         for size in 0..SHIFTS.len() {
             let known = Self::read(self.entry(size, at, tag));
-            if let Some((_, leaf)) = known.filter(|(known, leaf)| {
-                *known == tag && at.wrapping_sub(leaf.base) < leaf.bytes && leaf.covers(access)
+            if let Some((_, leaf, is_absent)) = known.filter(|(known, leaf, is_absent)| {
+                *known == tag
+                    && at.wrapping_sub(leaf.base) < leaf.bytes
+                    && (*is_absent || leaf.covers(access))
             }) {
                 self.hits.fetch_add(1, Ordering::Relaxed);
-                return Some(leaf);
+                return (!is_absent).then_some(leaf);
             }
         }
         self.misses.fetch_add(1, Ordering::Relaxed);
@@ -103,11 +109,33 @@ impl Iotlb {
             PAGE_BYTES => 2,
             _ => 1,
         };
+        self.enter(size, tag, &leaf, VALID);
+        Some(leaf)
+    }
+
+    fn enter(&self, size: usize, tag: Pasid, leaf: &Leaf, kind: u64) {
         let entry = self.entry(size, leaf.base, tag);
-        entry[0].store(VALID | u64::from(SHIFTS[size]) << 32 | u64::from(tag.0), Ordering::Relaxed);
+        entry[0].store(kind | u64::from(SHIFTS[size]) << 32 | u64::from(tag.0), Ordering::Relaxed);
         entry[1].store(leaf.base, Ordering::Relaxed);
         entry[2].store(leaf.target | if leaf.write { WRITE } else { 0 }, Ordering::Relaxed);
-        Some(leaf)
+    }
+
+    /// Remembers that nothing is mapped at an address, if `is_absent` says so still.
+    pub(crate) fn remember_absence(&self, tag: Pasid, at: u64, is_absent: impl FnOnce() -> bool) {
+        let _held = self.lock.lock(&FutexPark);
+        if is_absent() {
+            let base = at & !(PAGE_BYTES - 1);
+            let leaf = Leaf { base, bytes: PAGE_BYTES, target: 0, system: true, write: false };
+            self.enter(2, tag, &leaf, VALID | ABSENT);
+        }
+    }
+
+    /// Whether it is remembered that nothing is mapped at an address.
+    pub(crate) fn knows_absence(&self, tag: Pasid, at: u64) -> bool {
+        let _held = self.lock.lock(&FutexPark);
+        Self::read(self.entry(2, at, tag)).is_some_and(|(known, leaf, is_absent)| {
+            is_absent && known == tag && at.wrapping_sub(leaf.base) < leaf.bytes
+        })
     }
 
     /// Forgets every translation of the range, of one tag or of all, and says how many those were. For the caller see
@@ -120,7 +148,7 @@ impl Iotlb {
         let _held = self.lock.lock(&FutexPark);
         let mut dropped = 0;
         for entry in self.words.chunks_exact(WORDS) {
-            let Some((of, leaf)) = Self::read(entry) else { continue };
+            let Some((of, leaf, _)) = Self::read(entry) else { continue };
             let hit = leaf.base < at.saturating_add(bytes) && at < leaf.base + leaf.bytes;
             if hit && tag.is_none_or(|tag| tag == of) {
                 entry[0].store(0, Ordering::Relaxed);
@@ -168,5 +196,21 @@ mod tests {
         let page = leaf(0x5000, PAGE_BYTES, true);
         assert_eq!(iotlb.look_up(Pasid(0), 0x5000, Access::Read, || None), None);
         assert_eq!(iotlb.look_up(Pasid(0), 0x5000, Access::Write, || Some(page)), Some(page));
+        assert!(!iotlb.knows_absence(Pasid(0), 0x5000));
+    }
+
+    #[test]
+    fn absence_is_remembered_on_request_until_it_is_dropped() {
+        let iotlb = Iotlb::new(8).expect("memory");
+        iotlb.begin();
+        let page = leaf(0x5000, PAGE_BYTES, true);
+        iotlb.remember_absence(Pasid(3), 0x5010, || false);
+        assert!(!iotlb.knows_absence(Pasid(3), 0x5010), "it is mapped by now");
+        iotlb.remember_absence(Pasid(3), 0x5010, || true);
+        assert_eq!(iotlb.look_up(Pasid(3), 0x5fff, Access::Read, || Some(page)), None);
+        assert_eq!(iotlb.look_up(Pasid(4), 0x5fff, Access::Read, || Some(page)), Some(page), "another tag");
+        assert!(iotlb.knows_absence(Pasid(3), 0x5000) && !iotlb.knows_absence(Pasid(3), 0x6000));
+        assert_eq!(iotlb.drop_range(0x5000, PAGE_BYTES, None), 2);
+        assert_eq!(iotlb.look_up(Pasid(3), 0x5000, Access::Read, || Some(page)), Some(page));
     }
 }
