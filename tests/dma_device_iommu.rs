@@ -7,6 +7,7 @@ mod dma_device;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dma_device::*;
+use granule::dma::{Attributes, Domain};
 use granule::ports::{Device, IommuError, IovaWindow};
 use granule::units::{Access, Iova, PAGE_BYTES, PAGES_PER_BLOCK, PhysAddr};
 use granule_backends::software::{DmaRefused, IommuDomain};
@@ -176,13 +177,17 @@ fn the_aperture_the_windows_and_the_page_are_what_was_asked_for() {
 #[test]
 fn replace_shows_the_old_or_the_new_page_and_never_a_hole() {
     const PAGES: u64 = 1024;
-    let (domain, memory) = (domain(), Memory::new(2 * PAGES));
-    let device = builder().iommu_domain(&domain).engines(2).build().unwrap();
-    let iommu = domain.iommu();
+    let (emulated, memory) = (domain(), Memory::new(2 * PAGES));
+    let device = builder().iommu_domain(&emulated).engines(2).build().unwrap();
+    let iovas = Iovas::of(emulated.iommu());
+    let domain = Domain::builder(emulated.iommu(), &iovas).build();
+    let reservation = domain.reserve(PAGES * PAGE_BYTES, 2 * MIB).unwrap();
+    let base = reservation.base();
     // A page stamps itself with its version in its upper bits and its own position in the lower ones.
     let stamp = |page: u64, version: u64, position: u64| memory.fill(page, version << 20 | position);
     (0..PAGES).for_each(|page| stamp(page, 1, page));
-    iommu.map(AT, memory.phys(0), PAGES * PAGE_BYTES, RW).unwrap();
+    let span = domain.link(&reservation, 0, [memory.range(0, PAGES)], Attributes::BOTH).unwrap();
+    domain.sync(span).unwrap();
     let (ended, reads, version_now) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(1));
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
@@ -193,7 +198,7 @@ fn replace_shows_the_old_or_the_new_page_and_never_a_hole() {
                     let (page, part) = (random >> 33 & (PAGES - 1), random >> 20 & 63);
                     let oldest = version_now.load(Ordering::SeqCst);
                     let mut seen = [0u8; 64];
-                    engine.dma_read(AT + (page * PAGE_BYTES + part * 64), &mut seen)?;
+                    engine.dma_read(base + (page * PAGE_BYTES + part * 64), &mut seen)?;
                     let words = seen.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
                     let words: Vec<u64> = words.collect();
                     assert!(
@@ -218,11 +223,16 @@ fn replace_shows_the_old_or_the_new_page_and_never_a_hole() {
                 let pages = run.0..run.0 + run.1;
                 let half = 1 - halves[run.0 as usize];
                 pages.clone().for_each(|page| stamp(half * PAGES + page, version, page));
-                let at = AT + run.0 * PAGE_BYTES;
-                iommu.replace(at, memory.phys(half * PAGES + run.0), run.1 * PAGE_BYTES, RW).unwrap();
-                iommu.flush(at, run.1 * PAGE_BYTES);
+                let new = memory.range(half * PAGES + run.0, run.1);
+                let replaced =
+                    domain.replace(&reservation, run.0 * PAGE_BYTES, [new], Attributes::BOTH).unwrap();
+                assert!(replaced.old.iter().eq([memory.range((1 - half) * PAGES + run.0, run.1)]));
                 // Nobody reads the old pages any more: wrong bytes in them are seen by nobody.
-                pages.clone().for_each(|page| memory.fill((1 - half) * PAGES + page, u64::MAX));
+                for old in replaced.old.iter() {
+                    let first = old.addr.bytes_since(memory.phys(0)) / PAGE_BYTES;
+                    (first..first + u64::from(old.len) / PAGE_BYTES)
+                        .for_each(|page| memory.fill(page, u64::MAX));
+                }
                 pages.for_each(|page| halves[page as usize] = half);
             }
             version_now.store(version, Ordering::SeqCst);
@@ -232,6 +242,7 @@ fn replace_shows_the_old_or_the_new_page_and_never_a_hole() {
     });
     assert!(reads.load(Ordering::SeqCst) > 100 && version_now.load(Ordering::SeqCst) > 2);
     assert_eq!(device.counters().iommu_errors, 0, "a hole was seen");
+    domain.destroy(reservation, Attributes::BOTH).unwrap();
 }
 
 /// The twin of the test above: without the flush the old page is still read.
