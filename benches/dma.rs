@@ -4,6 +4,8 @@
 
 #[path = "support/counting.rs"]
 mod counting;
+#[path = "../tests/dma_support/mod.rs"]
+mod dma_support;
 mod support;
 
 use std::hint::black_box;
@@ -12,6 +14,7 @@ use std::time::Instant;
 
 use counting::live_bytes;
 use criterion::Criterion;
+use dma_support::churn::{Churned, churn, userptr_bytes, userptr_or_granule_bytes};
 use granule::dma::{Attributes, Domain, IovaSpace, Reservation, ReserveIova};
 use granule::ports::{Device, Iommu, IommuError, Mapped};
 use granule::sync::AtomicU64;
@@ -245,6 +248,23 @@ fn memory(report: &mut Report) {
     }
 }
 
+/// Reservations of any size that come and go at nine tenths of use: what fails, and what is left in one piece.
+fn fragmentation(report: &mut Report) {
+    let most = Bound::AtMost(0.0);
+    let mut row = |what: &str, failed: u64, bound: Bound, churned: &Churned| {
+        let question = format!("of a million reservations at 90 % use, {what}, found no place");
+        report.push(Row::exact(&question, "reservations", failed as f64, bound).note(churned.to_string()));
+    };
+    let userptrs = churn(1, 16 << 30, userptr_bytes);
+    row("4 KiB to 16 MiB", userptrs.failed, most, &userptrs);
+    let both = churn(1, 256 << 30, userptr_or_granule_bytes);
+    row("the same beside granules", both.failed, most, &both);
+    row("granules among them, half of all bytes", both.failed_granules, most, &both);
+    let share = userptrs.least_largest_bytes as f64 / (16 << 20) as f64;
+    let question = "the largest free range at 90 % use when it is smallest, in reservations of 16 MiB";
+    report.push(Row::exact(question, "reservations", share, Bound::AtLeast(1.0)).note(userptrs.to_string()));
+}
+
 fn main() {
     let mut c = Criterion::default().configure_from_args();
     let mut report = Report::new("dma");
@@ -252,5 +272,6 @@ fn main() {
     own_cost(&mut c, &mut report);
     tables(&mut c, &mut report);
     memory(&mut report);
+    fragmentation(&mut report);
     c.final_summary();
 }

@@ -4,6 +4,7 @@ mod dma_support;
 
 use std::collections::BTreeMap;
 
+use dma_support::churn::{churn, userptr_bytes, userptr_or_granule_bytes};
 use dma_support::{Dice, seeds};
 use granule::dma::{IovaError, IovaRequest, IovaSpace, IovaUse};
 use granule::ports::IovaWindow;
@@ -191,70 +192,27 @@ fn granules_fill_the_space_to_the_last_one() {
     }
 }
 
-/// A million reservations come and go in `total` bytes of which nine tenths are in use; says how many failed.
-fn churn(seed: u64, total: u64, what: &str, size: impl Fn(&mut Dice) -> u64) -> (u64, IovaSpace) {
-    let mut dice = Dice(seed);
-    let mut space = IovaSpace::new((Iova(4 * GIB), Iova(4 * GIB + total - 1)), &[]);
-    let mut held: Vec<(Iova, u64)> = Vec::new();
-    let (mut made, mut failed, mut failed_granules, mut worst_largest) = (0u64, 0u64, 0u64, u64::MAX);
-    while made < 1_000_000 {
-        if space.reserved_bytes() < total / 10 * 9 {
-            let bytes = size(&mut dice);
-            made += 1;
-            match space.reserve(bytes, if bytes == GRANULE { 2 << 20 } else { PAGE }) {
-                Ok(at) => held.push((at, bytes)),
-                Err(_) if bytes == GRANULE => failed_granules += 1,
-                Err(_) => failed += 1,
-            }
-        }
-        if space.reserved_bytes() >= total / 10 * 9 {
-            worst_largest = worst_largest.min(space.largest_free_bytes());
-            let (at, bytes) = held.swap_remove(dice.below(held.len() as u64) as usize);
-            space.free(at, bytes).unwrap();
-        }
-    }
-    println!(
-        "{what}, seed {seed}: {made} reservations in {} GiB, {} live, {failed} failed and {failed_granules} granules; {} \
-         MiB free in {} ranges, the largest {} MiB, never less than {} MiB; {} bytes of state",
-        total >> 30,
-        held.len(),
-        space.free_bytes() >> 20,
-        space.free_ranges().count(),
-        space.largest_free_bytes() >> 20,
-        worst_largest >> 20,
-        space.state_bytes(),
-    );
-    for (at, bytes) in held {
-        space.free(at, bytes).unwrap();
-    }
-    assert_eq!(space.largest_free_bytes(), total, "what is free is one range again");
-    (failed, space)
-}
-
-/// What userptrs are: mostly small, some of megabytes.
-fn userptr_bytes(dice: &mut Dice) -> u64 {
-    PAGE * match dice.below(1000) {
-        0..=19 => 1 + dice.below(4096),
-        20..=199 => 1 + dice.below(512),
-        _ => 1 + dice.below(32),
-    }
-}
-
 /// Small reservations of any size do not break the space up: at 90 % use none of a million fails.
 #[test]
 fn a_million_userptrs_at_ninety_per_cent_do_not_fragment() {
     for seed in seeds(1) {
-        let (failed, _) = churn(seed, 16 * GIB, "userptrs", userptr_bytes);
-        assert_eq!(failed, 0, "a userptr found no place");
+        let churned = churn(seed, 16 * GIB, userptr_bytes);
+        println!("userptrs, seed {seed}: {churned}");
+        assert_eq!(churned.failed, 0, "a userptr found no place");
+        assert!(
+            churned.least_largest_bytes >= 16 << 20,
+            "the largest of them would find a place at any time"
+        );
     }
 }
 
 /// The same with granules among them, one in a thousand: half of all bytes.
 #[test]
 fn a_million_reservations_of_both_kinds_at_ninety_per_cent() {
-    let size = |dice: &mut Dice| if dice.one_in(1000) { GRANULE } else { userptr_bytes(dice) };
     for seed in seeds(1) {
-        let (failed, _) = churn(seed, 256 * GIB, "both", size);
-        assert_eq!(failed, 0, "a userptr found no place");
+        let churned = churn(seed, 256 * GIB, userptr_or_granule_bytes);
+        println!("both, seed {seed}: {churned}");
+        assert!(churned.granules > 500, "half of all bytes are granules'");
+        assert_eq!((churned.failed, churned.failed_granules), (0, 0), "a reservation found no place");
     }
 }

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod churn;
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
