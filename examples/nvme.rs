@@ -1,159 +1,46 @@
-//! Block requests to an NVMe controller: chains of segments are merged as a block layer merges them, linked as one run
-//! of IOVAs where their gaps lie at pages of the IOMMU, and turned into PRP or SGL entries with no table in between. An
-//! emulated controller reads commands, PRPs and SGLs by DMA, decodes them, and moves the bytes to and from its disk.
+//! Block requests to an NVMe controller: bios are chains of segments and are merged to requests as a block layer merges
+//! them. A request is linked as one run of IOVAs where its gaps lie at pages of the IOMMU, and turned into PRP or SGL
+//! entries with no table in between. An emulated controller reads commands, PRPs and SGLs by DMA, decodes them, and moves
+//! the bytes to and from its disk.
 //!
-//! Beside it, in the same run, the one-step way maps each segment by itself and keeps a scatter list for that. Every
-//! byte that is written comes back by another request, into other memory, and is compared.
+//! Beside it, in the same run, the one-step way maps all segments of a request in one call, and, as a third way, each by
+//! itself, which takes a scatter list to remember them. Every
+//! byte that is written comes back by other requests, into other memory, and is compared. All of it happens twice: behind
+//! an IOMMU with the controller's page, and behind one whose pages are four times as long, where few gaps lie right.
 //!
-//! `cargo run --release --example nvme`, with the number of requests if 400 is not what you want
+//! `cargo run --release --example nvme`, with the number of rounds if 200 is not what you want
 
+#[path = "nvme/controller.rs"]
+mod controller;
 mod dma_driver;
+#[path = "nvme/queue.rs"]
+mod queue;
 
+use std::fmt::Write as _;
 use std::sync::Mutex;
 
-use dma_driver::{Cost, Iovas, Memory, Random, argument, print_costs};
+use controller::{Command, Controller};
+use dma_driver::{Compared, Cost, Iovas, Memory, Random, argument};
 use granule::dma::convert::{NvmeSgl, PrpList, prp, prp_list_entries, sgl};
 use granule::dma::{
-    Attributes, DmaList, DmaMapping, DmaRange, Domain, PhysList, Reservation, ScatterEntry, SegmentLimits,
-    segments,
+    Attributes, DmaError, DmaList, DmaMapping, DmaRange, Domain, PhysList, Reservation, ScatterEntry,
+    SegmentLimits,
 };
 use granule::ports::IovaWindow;
-use granule::units::{Iova, PAGE_BYTES, PhysRange};
-use granule_backends::software::{AccessError, Engine, IommuDomain, SoftwareDevice};
+use granule::units::{PAGE_BYTES, PhysRange};
+use granule_backends::software::{IommuDomain, SoftwareDevice};
+use queue::{Bio, Limits, Queue};
 
 type Failure = Box<dyn std::error::Error>;
 
 const PAGE: usize = PAGE_BYTES as usize;
 const BLOCK: u64 = 512;
 /// What the controller takes in one request.
-const MOST_BYTES: u64 = 1 << 20;
+const MOST_BYTES: u64 = 512 << 10;
+const MOST_SEGMENTS: usize = 127;
 const DISK_BYTES: u64 = 16 << 20;
 /// List pages for one request: more than the largest needs.
 const LIST_PAGES: usize = 2;
-
-/// A command, 64 bytes, with the fields that matter here at their places.
-struct Command {
-    is_write: bool,
-    is_sgl: bool,
-    /// PRP1 and PRP2, or the SGL descriptor.
-    data: [u64; 2],
-    block: u64,
-    blocks: u32,
-}
-
-impl Command {
-    const WRITE: u8 = 1;
-    const READ: u8 = 2;
-    /// PSDT: an SGL in the data pointer.
-    const SGL: u8 = 0x40;
-
-    fn to_bytes(&self) -> [u8; 64] {
-        let mut bytes = [0; 64];
-        bytes[0] = if self.is_write { Self::WRITE } else { Self::READ };
-        bytes[1] = if self.is_sgl { Self::SGL } else { 0 };
-        bytes[24..32].copy_from_slice(&self.data[0].to_le_bytes());
-        bytes[32..40].copy_from_slice(&self.data[1].to_le_bytes());
-        bytes[40..48].copy_from_slice(&self.block.to_le_bytes());
-        bytes[48..52].copy_from_slice(&(self.blocks - 1).to_le_bytes());
-        bytes
-    }
-}
-
-fn word(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
-}
-
-/// The controller: it knows addresses on the bus and nothing else.
-struct Controller {
-    device: SoftwareDevice,
-    disk: Mutex<Vec<u8>>,
-    /// Entries that it read.
-    entries: Mutex<u64>,
-}
-
-impl Controller {
-    /// Fetches the command at an address and does what it says.
-    fn ring(&self, command: Iova) -> Result<(), AccessError> {
-        self.device.run(|engine| {
-            let mut bytes = [0; 64];
-            engine.dma_read(command, &mut bytes)?;
-            let blocks = u64::from(u32::from_le_bytes(bytes[48..52].try_into().expect("4 bytes"))) + 1;
-            let length = (blocks * BLOCK) as usize;
-            let pieces = if bytes[1] & Command::SGL != 0 {
-                let descriptor: [u8; 16] = bytes[24..40].try_into().expect("16 bytes");
-                decode_sgl(engine, descriptor)?
-            } else {
-                decode_prp(engine, word(&bytes, 24), word(&bytes, 32), length)?
-            };
-            *self.entries.lock().expect("no panic") += pieces.len() as u64;
-            assert_eq!(pieces.iter().map(|piece| piece.1).sum::<usize>(), length, "data for every block");
-            let disk = &mut *self.disk.lock().expect("no panic");
-            let mut at = (word(&bytes, 40) * BLOCK) as usize;
-            for (addr, bytes_here) in pieces {
-                let part = &mut disk[at..at + bytes_here];
-                if bytes[0] == Command::WRITE {
-                    engine.dma_read(Iova(addr), part)?;
-                } else {
-                    engine.dma_write(Iova(addr), part)?;
-                }
-                at += bytes_here;
-            }
-            Ok(())
-        })
-    }
-}
-
-/// Addresses and lengths from PRP entries, list pages read as they are needed.
-fn decode_prp(
-    engine: &mut Engine<'_>,
-    prp1: u64,
-    prp2: u64,
-    length: usize,
-) -> Result<Vec<(u64, usize)>, AccessError> {
-    let first = (PAGE - prp1 as usize % PAGE).min(length);
-    let mut pieces = vec![(prp1, first)];
-    let mut left = length - first;
-    if left > 0 && left <= PAGE {
-        pieces.push((prp2, left));
-        return Ok(pieces);
-    }
-    let mut list = prp2;
-    while left > 0 {
-        let mut page = [0u8; PAGE];
-        engine.dma_read(Iova(list), &mut page)?;
-        for index in 0..PAGE / 8 {
-            let entry = word(&page, 8 * index);
-            assert_eq!(entry % PAGE_BYTES, 0, "an entry of a list has no offset");
-            if index == PAGE / 8 - 1 && left > PAGE {
-                list = entry;
-                break;
-            }
-            let part = left.min(PAGE);
-            pieces.push((entry, part));
-            left -= part;
-            if left == 0 {
-                break;
-            }
-        }
-    }
-    Ok(pieces)
-}
-
-/// Addresses and lengths from an SGL: data, or one last segment of data.
-fn decode_sgl(engine: &mut Engine<'_>, descriptor: [u8; 16]) -> Result<Vec<(u64, usize)>, AccessError> {
-    let data = |bytes: &[u8]| {
-        assert_eq!(bytes[15], NvmeSgl::DATA, "a descriptor of data");
-        (word(bytes, 0), u32::from_le_bytes(bytes[8..12].try_into().expect("4 bytes")) as usize)
-    };
-    if descriptor[15] == NvmeSgl::DATA {
-        return Ok(vec![data(&descriptor)]);
-    }
-    assert_eq!(descriptor[15], NvmeSgl::LAST_SEGMENT);
-    let length = u32::from_le_bytes(descriptor[8..12].try_into().expect("4 bytes")) as usize;
-    let mut segment = vec![0; length];
-    engine.dma_read(Iova(word(&descriptor, 0)), &mut segment)?;
-    Ok(segment.chunks_exact(16).map(data).collect())
-}
 
 /// Memory in which the driver talks to the controller, mapped once: the command and the list pages.
 struct Shared<'d> {
@@ -248,7 +135,7 @@ impl Way for TwoStep<'_> {
                 Ok(ranges)
             }
             // Its gaps do not lie at pages of the IOMMU: nothing was linked, so there is nothing to undo.
-            Err(granule::dma::DmaError::Misaligned { .. }) => {
+            Err(DmaError::Misaligned { .. }) => {
                 self.domain.free(reservation).map_err(|(_, error)| error)?;
                 let mapping = self.domain.map_list(request.iter(), attributes)?;
                 let ranges = mapping.ranges().clone();
@@ -278,6 +165,32 @@ impl Way for TwoStep<'_> {
             Kept::Run(_) => size_of::<Reservation>() as u64,
             Kept::Groups(mapping) => (size_of::<DmaMapping>() + mapping.ranges().state_bytes()) as u64,
         }
+    }
+}
+
+/// All segments in one call of the one-step way.
+struct AsList<'d> {
+    domain: &'d Domain<'d>,
+    mapping: Option<DmaMapping>,
+}
+
+impl Way for AsList<'_> {
+    fn map(&mut self, request: &PhysList, attributes: Attributes) -> Result<DmaList, Failure> {
+        let mapping = self.domain.map_list(request.iter(), attributes)?;
+        let ranges = mapping.ranges().clone();
+        self.mapping = Some(mapping);
+        Ok(ranges)
+    }
+
+    fn unmap(&mut self, attributes: Attributes) -> Result<(), Failure> {
+        let mapping = self.mapping.take().ok_or("what is unmapped was mapped")?;
+        self.domain.unmap_list(mapping, attributes).map_err(|(_, error)| error)?;
+        Ok(())
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        let bytes = |mapping: &DmaMapping| size_of::<DmaMapping>() + mapping.ranges().state_bytes();
+        self.mapping.as_ref().map_or(0, bytes) as u64
     }
 }
 
@@ -312,143 +225,169 @@ impl Way for OneStep<'_> {
 /// What a run of requests was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Shape {
-    /// Segments as they came, and after merging.
+    bios: u64,
+    /// Segments as the bios had them, and as the requests have them.
     segments: u64,
     merged: u64,
-    /// Requests with gaps inside of pages.
-    gaps: u64,
+    requests: u64,
+    back_merges: u64,
+    front_merges: u64,
+    kept_apart: u64,
+    bytes: u64,
 }
 
-/// A request: pieces of a pool of memory, whole pages for the most part, some of them neighbours; every fourth one with
-/// gaps inside of pages.
-fn request(pool: &Memory, random: &mut Random, number: u64, shape: &mut Shape) -> Result<PhysList, Failure> {
-    let has_gaps = number % 4 == 3;
-    let target = (1 + random.below(MOST_BYTES / PAGE_BYTES / 4)) * PAGE_BYTES;
-    let (mut chain, mut bytes, mut at) = (Vec::new(), 0, 0);
-    while bytes < target {
-        // A third of the segments goes on where the one before ended: the same page cache, filled in order.
-        if chain.is_empty() || random.below(3) > 0 {
-            at = random.below(pool.bytes() / PAGE_BYTES) * PAGE_BYTES;
+/// Bios for `bytes` bytes of the disk from `block` on, in any order, and the memory of all of them in the order of the
+/// disk: pieces of a pool, each byte once, often neighbours. Without `has_gaps` a bio is whole pages, but some begin or end
+/// inside of one; with it, every segment may.
+fn bios(
+    pool: &Memory,
+    random: &mut Random,
+    block: u64,
+    bytes: u64,
+    has_gaps: bool,
+) -> (Vec<Bio>, Vec<PhysRange>) {
+    let mut used = vec![false; (pool.bytes() / BLOCK) as usize];
+    let (mut all, mut chain): (Vec<Bio>, Vec<PhysRange>) = (Vec::new(), Vec::new());
+    let (mut done, mut at) = (0, 0);
+    while done < bytes {
+        let (count, mut segments) = (1 + random.below(4) as usize, Vec::new());
+        let first = block + done / BLOCK;
+        while segments.len() < count && done < bytes {
+            // A third of the segments goes on where the one before ended: the same page cache, filled in order.
+            let goes_on = at < pool.bytes() && (has_gaps || at % PAGE_BYTES == 0);
+            if done == 0 || random.below(3) > 0 || !goes_on {
+                at = random.below(pool.bytes() / PAGE_BYTES) * PAGE_BYTES;
+            }
+            let mut part = |is_here: bool| if is_here { random.below(8) * BLOCK } else { 0 };
+            let head = part(has_gaps || (segments.is_empty() && (done / PAGE_BYTES).is_multiple_of(8)));
+            let tail = part(has_gaps || (segments.len() + 1 == count && done / PAGE_BYTES % 8 == 1));
+            let start = if at % PAGE_BYTES == 0 { at + head } else { at };
+            let end = ((at / PAGE_BYTES + 1 + random.below(8)) * PAGE_BYTES - tail).min(pool.bytes());
+            let len = end.saturating_sub(start).min(bytes - done);
+            let taken = &mut used[(start / BLOCK) as usize..((start + len) / BLOCK) as usize];
+            if taken.is_empty() || taken.contains(&true) {
+                at = random.below(pool.bytes() / PAGE_BYTES) * PAGE_BYTES;
+                continue;
+            }
+            taken.fill(true);
+            segments.push(pool.range(start, len));
+            (done, at) = (done + len, start + len);
+            if !has_gaps && at % PAGE_BYTES != 0 {
+                break;
+            }
         }
-        let unit = if has_gaps { BLOCK } else { PAGE_BYTES };
-        let len = ((1 + random.below(8)) * unit).min(target - bytes).min(pool.bytes() - at);
-        if len == 0 {
-            at = 0;
-            continue;
-        }
-        chain.push(pool.range(at, len));
-        (bytes, at) = (bytes + len, at + len);
+        chain.extend(&segments);
+        all.push(Bio { block: first, segments });
     }
-    // The block layer merges what touches, and cuts at what a segment may be.
-    let limits = SegmentLimits::new(128 << 10, 0, 4096)?;
-    let merged: Vec<PhysRange> = segments(chain.iter().copied(), limits).collect::<Result<_, _>>()?;
-    shape.segments += chain.len() as u64;
-    shape.merged += merged.len() as u64;
-    shape.gaps += u64::from(has_gaps);
-    Ok(merged.into_iter().collect())
+    for index in (1..all.len()).rev() {
+        all.swap(index, random.below(index as u64 + 1) as usize);
+    }
+    (all, chain)
 }
 
-/// Copies between a request's memory and a buffer, as the application does.
-fn each_piece(pool: &Memory, request: &PhysList, mut act: impl FnMut(u64, std::ops::Range<usize>)) {
+/// Copies between memory and a buffer, as the application does.
+fn each_piece(pool: &Memory, chain: &[PhysRange], mut act: impl FnMut(u64, std::ops::Range<usize>)) {
     let mut done = 0;
-    for range in request.iter() {
+    for range in chain {
         let len = range.len as usize;
         act(range.addr.bytes_since(pool.phys(0)), done..done + len);
         done += len;
     }
 }
 
-fn run(
-    way: &mut dyn Way,
-    iovas: &Iovas,
-    shared: &Shared<'_>,
-    controller: &Controller,
-    requests: u64,
-) -> Result<(Shape, u64, u64, Cost), Failure> {
-    let (mut random, mut shape, mut cost) = (Random(11), Shape::default(), Cost::default());
-    // Memory that is written from, and memory that is read into.
-    let pools = [Memory::new(8 << 20, PAGE_BYTES), Memory::new(8 << 20, PAGE_BYTES)];
-    let (mut sgls, mut moved) = (0, 0);
-    for number in 0..requests / 2 {
-        let out = request(&pools[0], &mut random, number, &mut shape)?;
-        let mut back = request(&pools[1], &mut random, number, &mut shape)?;
-        // As long as what was written.
-        let mut left = out.bytes();
-        let cut: PhysList = back
-            .iter()
-            .map(|range| {
-                let len = u64::from(range.len).min(left);
-                left -= len;
-                PhysRange::new(range.addr, len)
-            })
-            .collect();
-        back = cut;
-        let tail = pools[1].range(0, left.min(pools[1].bytes()));
-        if left > 0 {
-            back.push(tail);
-        }
-        let length = out.bytes();
-        let block = random.below((DISK_BYTES - length) / BLOCK);
-        let mut data = vec![0; length as usize];
-        random.fill(&mut data);
-        each_piece(&pools[0], &out, |at, part| pools[0].write(at, &data[part]));
-        // Pieces of one request may overlap in the pool: what is there in the end is what goes out.
-        each_piece(&pools[0], &out, |at, part| pools[0].read(at, &mut data[part]));
-        for (list, attributes, is_write) in
-            [(&out, Attributes::TO_DEVICE, true), (&back, Attributes::FROM_DEVICE, false)]
-        {
-            let pages = list.bytes().div_ceil(PAGE_BYTES);
-            let ranges = cost.map(|| (way.map(list, attributes), pages))?;
-            cost.state_bytes += way.kept_bytes() + iovas.state_bytes();
-            cost.pages += pages;
-            sgls += u64::from(shared.submit(controller, &ranges, is_write, block)?);
-            cost.unmap(|| (way.unmap(attributes), pages))?;
-            moved += list.bytes();
-        }
-        assert!(
-            controller.disk.lock().expect("no panic")[(block * BLOCK) as usize..][..length as usize] == data,
-            "the disk holds what request {number} wrote"
-        );
-        let mut seen = vec![0; length as usize];
-        each_piece(&pools[1], &back, |at, part| pools[1].read(at, &mut seen[part]));
-        // Of pieces that overlap, the last one that the controller wrote is seen in all of them.
-        let mut expected = data;
-        overlay(&pools[1], &back, &mut expected);
-        assert!(seen == expected, "request {number} came back");
-    }
-    Ok((shape, sgls, moved, cost))
-}
-
-/// What pieces of a pool hold after they were written in order.
-fn overlay(pool: &Memory, list: &PhysList, data: &mut [u8]) {
-    let mut holds = std::collections::HashMap::new();
-    each_piece(pool, list, |at, part| {
-        part.clone().for_each(|index| {
-            holds.insert(at + (index - part.start) as u64, data[index]);
-        });
-    });
-    let mut expected = data.to_vec();
-    each_piece(pool, list, |at, part| {
-        part.clone().for_each(|index| expected[index] = holds[&(at + (index - part.start) as u64)]);
-    });
-    data.copy_from_slice(&expected);
-}
-
 /// What one way did, on a machine of its own.
+#[derive(Clone, Copy, Default)]
 struct Done {
     shape: Shape,
     sgls: u64,
-    moved: u64,
+    /// Requests that are one run of IOVAs.
+    runs: u64,
     flushes: u64,
     entries: u64,
     cost: Cost,
 }
 
+/// Gives the driver what waits in a queue, a request at a time.
+fn drain(
+    way: &mut dyn Way,
+    iovas: &Iovas,
+    shared: &Shared<'_>,
+    controller: &Controller,
+    queue: &mut Queue,
+    is_write: bool,
+    done: &mut Done,
+) -> Result<(), Failure> {
+    let attributes = if is_write { Attributes::TO_DEVICE } else { Attributes::FROM_DEVICE };
+    for request in queue.take() {
+        let list = request.memory();
+        let pages = list.bytes().div_ceil(PAGE_BYTES);
+        let cost = &mut done.cost;
+        let ranges = cost.map(|| (way.map(&list, attributes), pages))?;
+        cost.state_bytes += way.kept_bytes() + iovas.state_bytes();
+        cost.pages += pages;
+        done.runs += u64::from(ranges.len() == 1);
+        done.sgls += u64::from(shared.submit(controller, &ranges, is_write, request.block)?);
+        cost.unmap(|| (way.unmap(attributes), pages))?;
+        done.shape.requests += 1;
+        done.shape.merged += request.segments.len() as u64;
+        done.shape.bytes += list.bytes();
+    }
+    let shape = &mut done.shape;
+    shape.back_merges += std::mem::take(&mut queue.back_merges);
+    shape.front_merges += std::mem::take(&mut queue.front_merges);
+    shape.kept_apart += std::mem::take(&mut queue.kept_apart);
+    Ok(())
+}
+
+/// Writes and reads back, over and over: half of the rounds without gaps, to a queue for PRPs, the others with gaps, to
+/// one for SGLs.
+fn run(
+    way: &mut dyn Way,
+    iovas: &Iovas,
+    shared: &Shared<'_>,
+    controller: &Controller,
+    rounds: u64,
+) -> Result<Done, Failure> {
+    let (mut random, mut done) = (Random(11), Done::default());
+    // Memory that is written from, and memory that is read into.
+    let pools = [Memory::new(8 << 20, PAGE_BYTES), Memory::new(8 << 20, PAGE_BYTES)];
+    let segments = SegmentLimits::new(128 << 10, 0, MOST_SEGMENTS)?;
+    for round in 0..rounds {
+        let has_gaps = round % 4 == 3;
+        let gap_bytes = if has_gaps { 0 } else { PAGE_BYTES };
+        let mut queue = Queue::new(Limits { bytes: MOST_BYTES, segments, gap_bytes });
+        let length = (1 + random.below(2 * MOST_BYTES / PAGE_BYTES)) * PAGE_BYTES;
+        let block = random.below((DISK_BYTES - length) / BLOCK);
+        let mut data = vec![0; length as usize];
+        random.fill(&mut data);
+        let mut seen = vec![0; length as usize];
+        for (pool, is_write) in [(&pools[0], true), (&pools[1], false)] {
+            let (all, chain) = bios(pool, &mut random, block, length, has_gaps);
+            if is_write {
+                each_piece(pool, &chain, |at, part| pool.write(at, &data[part]));
+            }
+            done.shape.bios += all.len() as u64;
+            done.shape.segments += chain.len() as u64;
+            all.into_iter().try_for_each(|bio| queue.submit(bio))?;
+            drain(way, iovas, shared, controller, &mut queue, is_write, &mut done)?;
+            if !is_write {
+                each_piece(pool, &chain, |at, part| pool.read(at, &mut seen[part]));
+            }
+        }
+        let disk = &controller.disk.lock().expect("no panic")[(block * BLOCK) as usize..][..length as usize];
+        assert!(disk == data, "the disk holds what round {round} wrote");
+        assert!(seen == data, "round {round} came back");
+    }
+    Ok(done)
+}
+
 fn on_a_machine(
-    requests: u64,
+    rounds: u64,
+    page_bytes: u64,
     way: &dyn for<'d> Fn(&'d Domain<'d>) -> Box<dyn Way + 'd>,
 ) -> Result<Done, Failure> {
-    let emulated = IommuDomain::builder().reserved_window(IovaWindow::MSI_X86).build()?;
+    let emulated =
+        IommuDomain::builder().reserved_window(IovaWindow::MSI_X86).page_bytes(page_bytes).build()?;
     let iovas = Iovas::of(emulated.iommu());
     let domain = Domain::builder(emulated.iommu(), &iovas).build();
     let builder = SoftwareDevice::builder().memory_bytes(2 << 20).engines(1);
@@ -458,32 +397,45 @@ fn on_a_machine(
     let shared = Shared::new(&domain)?;
     let mut way = way(&domain);
     // Tables are there already when the clock runs.
-    run(&mut *way, &iovas, &shared, &controller, 40)?;
+    run(&mut *way, &iovas, &shared, &controller, 20)?;
     let entries = || *controller.entries.lock().expect("no panic");
     let before = (emulated.counters().flushes, entries());
-    let (shape, sgls, moved, cost) = run(&mut *way, &iovas, &shared, &controller, requests)?;
-    let (flushes, entries) = (emulated.counters().flushes - before.0, entries() - before.1);
+    let mut done = run(&mut *way, &iovas, &shared, &controller, rounds)?;
+    (done.flushes, done.entries) = (emulated.counters().flushes - before.0, entries() - before.1);
     drop(way);
     shared.close()?;
     assert_eq!(emulated.counters().leaves, Default::default(), "nothing stays mapped");
-    Ok(Done { shape, sgls, moved, flushes, entries, cost })
+    Ok(done)
+}
+
+/// All ways behind an IOMMU with pages of so many bytes.
+pub fn compare(rounds: u64, page_bytes: u64) -> Result<Compared, Failure> {
+    let ours = on_a_machine(rounds, page_bytes, &|domain| Box::new(TwoStep { domain, kept: Kept::Nothing }))?;
+    let list = on_a_machine(rounds, page_bytes, &|domain| Box::new(AsList { domain, mapping: None }))?;
+    let single = on_a_machine(rounds, page_bytes, &|domain| Box::new(OneStep { domain, list: Vec::new() }))?;
+    let ways = [("two-step", ours), ("one-step list", list), ("one-step", single)];
+    let Shape { bios, segments, merged, requests, back_merges, front_merges, kept_apart, bytes } = ours.shape;
+    let mut told = format!(
+        "{} MiB behind an IOMMU with pages of {page_bytes}: every byte came back, all ways\n  {bios} bios of {segments} \
+         segments: {back_merges} back merges, {front_merges} front merges, {kept_apart} kept apart;\n  {requests} \
+         requests of {merged} segments",
+        bytes >> 20
+    );
+    for (name, way) in &ways {
+        assert_eq!(way.shape, ours.shape, "the same requests");
+        let Done { entries, sgls, runs, flushes, .. } = way;
+        write!(
+            told,
+            "\n  {name}: {runs} in one run of IOVAs, {entries} entries decoded, {sgls} SGLs, {flushes} flushes"
+        )?;
+    }
+    Ok(Compared { told, ways: ways.map(|(name, way)| (name, way.cost)).into() })
 }
 
 fn main() -> Result<(), Failure> {
-    let requests = argument(400);
-    let ours = on_a_machine(requests, &|domain| Box::new(TwoStep { domain, kept: Kept::Nothing }))?;
-    let theirs = on_a_machine(requests, &|domain| Box::new(OneStep { domain, list: Vec::new() }))?;
-    let shape = ours.shape;
-    assert_eq!((theirs.shape, theirs.moved), (shape, ours.moved), "the same requests");
-    println!("{requests} requests, {} MiB: every byte came back, both ways", ours.moved >> 20);
-    println!(
-        "  {} segments, {} after merging; {} requests have gaps",
-        shape.segments, shape.merged, shape.gaps
-    );
-    for (name, way) in [("two-step", &ours), ("one-step", &theirs)] {
-        let (entries, sgls, flushes) = (way.entries, way.sgls, way.flushes);
-        println!("  {name}: {entries} entries decoded, {sgls} requests as SGLs, {flushes} flushes");
+    let rounds = argument(200);
+    for page_bytes in [PAGE_BYTES, 4 * PAGE_BYTES] {
+        compare(rounds, page_bytes)?.print();
     }
-    print_costs(&ours.cost, &theirs.cost);
     Ok(())
 }

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 
-use dma_driver::{Cost, Expected, Iovas, Memory, Random, argument, pages_of, print_costs};
+use dma_driver::{Compared, Cost, Expected, Iovas, Memory, Random, argument, pages_of};
 use granule::dma::{Attributes, DmaError, DmaRange, Domain, PageList, Reservation};
 use granule::os::Pagemap;
 use granule::ports::{HostError, Iommu, IommuError};
@@ -24,6 +24,8 @@ use granule::units::{
 };
 use granule_backends::software::{AccessError, DmaRefused, IommuDomain, SoftwareDevice};
 use thiserror::Error;
+
+type Failure = Box<dyn std::error::Error>;
 
 /// Why a region did not do what it was asked.
 #[derive(Debug, Error)]
@@ -433,7 +435,7 @@ fn program(way: &mut impl Way, memory: &Memory, transfers: u64) -> Result<u64, O
     Ok(moved)
 }
 
-fn advice(card: &Card, domain: &Domain<'_>, iommu: &dyn Iommu) -> Result<(), Box<dyn std::error::Error>> {
+fn advice(card: &Card, domain: &Domain<'_>, iommu: &dyn Iommu) -> Result<(), Failure> {
     let memory = Memory::new(GRANULE_BYTES, GRANULE_BYTES);
     let (granule, pagemap, at) = (GranuleNo::of(memory.at()), Pagemap::open()?, memory.at());
     let mut region = Region::new(domain, iommu, granule, Access::Write)?;
@@ -463,7 +465,7 @@ fn advice(card: &Card, domain: &Domain<'_>, iommu: &dyn Iommu) -> Result<(), Box
     Ok(())
 }
 
-fn implicit(card: &Card, domain: &Domain<'_>, iommu: &dyn Iommu) -> Result<(), Box<dyn std::error::Error>> {
+fn implicit(card: &Card, domain: &Domain<'_>, iommu: &dyn Iommu) -> Result<(), Failure> {
     let mut all = Implicit { domain, iommu, children: HashMap::new() };
     let memory = Memory::new(GRANULE_BYTES + (4 << 20), GRANULE_BYTES);
     let edge = memory.at() + (GRANULE_BYTES - 100);
@@ -489,30 +491,45 @@ fn implicit(card: &Card, domain: &Domain<'_>, iommu: &dyn Iommu) -> Result<(), B
     Ok(())
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let transfers = argument(2000);
+/// A machine with one card.
+fn on_a_machine<R>(
+    act: impl FnOnce(&Card, &Domain<'_>, &dyn Iommu, &Iovas) -> Result<R, Failure>,
+) -> Result<R, Failure> {
     let emulated = IommuDomain::builder().build()?;
     let builder = SoftwareDevice::builder().memory_bytes(2 << 20).engines(1);
     let card = Card(builder.iommu_domain(&emulated).build()?);
     let (iommu, iovas) = (emulated.iommu(), Iovas::of(emulated.iommu()));
     let domain = Domain::builder(iommu, &iovas).build();
-    advice(&card, &domain, iommu)?;
-    implicit(&card, &domain, iommu)?;
+    act(&card, &domain, iommu, &iovas)
+}
 
-    let memory = Memory::new(GRANULE_BYTES, GRANULE_BYTES);
-    let mut region = Region::new(&domain, iommu, GranuleNo::of(memory.at()), Access::Write)?;
-    let iova_bytes = iovas.state_bytes();
-    let moved = program(&mut (&card, &mut region), &memory, transfers)?;
-    let (counts, mut two_step) = region.close()?;
-    two_step.state_bytes += iova_bytes;
-    memory.discard(0, GRANULE_BYTES);
-    let table = vec![None; PAGES_PER_GRANULE];
-    let mut pages =
-        PageByPage { domain: &domain, iovas: &iovas, base: memory.at(), table, cost: Cost::default() };
-    assert_eq!(program(&mut (&card, &mut pages), &memory, transfers)?, moved, "the same program");
-    let one_step = pages.close()?;
-    println!("{transfers} transfers over 512 MiB, {} MiB: every byte is right, both ways", moved >> 20);
-    println!("{counts:?}");
-    print_costs(&two_step, &one_step);
+/// The same transfers, either way.
+pub fn compare(transfers: u64) -> Result<Compared, Failure> {
+    on_a_machine(|card, domain, iommu, iovas| {
+        let memory = Memory::new(GRANULE_BYTES, GRANULE_BYTES);
+        let mut region = Region::new(domain, iommu, GranuleNo::of(memory.at()), Access::Write)?;
+        let iova_bytes = iovas.state_bytes();
+        let moved = program(&mut (card, &mut region), &memory, transfers)?;
+        let (counts, mut two_step) = region.close()?;
+        two_step.state_bytes += iova_bytes;
+        memory.discard(0, GRANULE_BYTES);
+        let table = vec![None; PAGES_PER_GRANULE];
+        let mut pages = PageByPage { domain, iovas, base: memory.at(), table, cost: Cost::default() };
+        assert_eq!(program(&mut (card, &mut pages), &memory, transfers)?, moved, "the same program");
+        let one_step = pages.close()?;
+        let told = format!(
+            "{transfers} transfers over 512 MiB, {} MiB: every byte is right, both ways\n{counts:?}",
+            moved >> 20
+        );
+        Ok(Compared { told, ways: vec![("two-step", two_step), ("one-step", one_step)] })
+    })
+}
+
+fn main() -> Result<(), Failure> {
+    on_a_machine(|card, domain, iommu, _| {
+        advice(card, domain, iommu)?;
+        implicit(card, domain, iommu)
+    })?;
+    compare(argument(2000))?.print();
     Ok(())
 }

@@ -12,7 +12,7 @@ mod dma_driver;
 
 use std::sync::Mutex;
 
-use dma_driver::{Cost, Iovas, Memory, Random, argument, print_costs};
+use dma_driver::{Compared, Cost, Iovas, Memory, Random, argument};
 use granule::dma::{Attributes, DmaRange, Domain, Reservation, pin};
 use granule::units::{Access, Iova, PAGE_BYTES, PAGE_SHIFT, PhysRange};
 use granule_backends::software::{AccessError, Engine, IommuDomain, ProcessPins, SoftwareDevice};
@@ -323,8 +323,8 @@ fn migrate<'d>(
     Ok((copied, rounds, cost))
 }
 
-fn main() -> Result<(), Failure> {
-    let guest_bytes = argument(6) << 20;
+/// The same migration of so many MiB, either way.
+pub fn compare(guest_mib: u64) -> Result<Compared, Failure> {
     let emulated = IommuDomain::builder().build()?;
     let iovas = Iovas::of(emulated.iommu());
     let domain = Domain::builder(emulated.iommu(), &iovas).build();
@@ -337,13 +337,17 @@ fn main() -> Result<(), Failure> {
         let (domain, iovas, cost) = (&domain, &iovas, Cost::default());
         Ok(Box::new(OneStep { domain, iovas, table: Vec::new(), cost }))
     };
+    let guest_bytes = guest_mib << 20;
     let (copied, rounds, ours) = migrate(&domain, &emulated, guest_bytes, &two_step)?;
     let (again, same_rounds, theirs) = migrate(&domain, &emulated, guest_bytes, &one_step)?;
     assert_eq!((again, same_rounds), (copied, rounds), "the same migration");
-    println!(
-        "{} MiB of a guest in {rounds} rounds, {copied} dirty pages copied: every byte arrived, both ways",
-        guest_bytes >> 20
+    let told = format!(
+        "{guest_mib} MiB of a guest in {rounds} rounds, {copied} dirty pages copied: every byte arrived, both ways"
     );
-    print_costs(&ours, &theirs);
+    Ok(Compared { told, ways: vec![("two-step", ours), ("one-step", theirs)] })
+}
+
+fn main() -> Result<(), Failure> {
+    compare(argument(6))?.print();
     Ok(())
 }

@@ -168,17 +168,40 @@ impl Cost {
     }
 }
 
-/// Prints both ways side by side.
-pub fn print_costs(two_step: &Cost, one_step: &Cost) {
-    let per = |a: u64, b: u64| a as f64 / b.max(1) as f64;
-    println!("{:34}{:>12}{:>12}", "per page", "two-step", "one-step");
-    let row = |what: &str, of: &dyn Fn(&Cost) -> f64, unit: &str| {
-        println!("  {what:32}{:>12.2}{:>12.2} {unit}", of(two_step), of(one_step));
-    };
-    row("to map", &|cost| per(cost.map_ns, cost.mapped), "ns");
-    row("to unmap, with its flush", &|cost| per(cost.unmap_ns, cost.unmapped), "ns");
-    row("kept beyond the I/O page table", &|cost| per(cost.state_bytes, cost.pages), "bytes");
-    println!("  {:32}{:>12}{:>12}", "pages mapped in all", two_step.mapped, one_step.mapped);
+/// What the ways of mapping cost that did the same DMA: ours first, then its rivals.
+pub struct Compared {
+    /// What was done, in words.
+    pub told: String,
+    pub ways: Vec<(&'static str, Cost)>,
+}
+
+/// What is compared, per page.
+pub const PER_PAGE: [(&str, &str); 3] =
+    [("to map", "ns"), ("to unmap, with its flush", "ns"), ("kept beyond the I/O page table", "bytes")];
+
+impl Cost {
+    /// The figures that [`PER_PAGE`] names.
+    pub fn per_page(&self) -> [f64; 3] {
+        let per = |a: u64, b: u64| a as f64 / b.max(1) as f64;
+        [per(self.map_ns, self.mapped), per(self.unmap_ns, self.unmapped), per(self.state_bytes, self.pages)]
+    }
+}
+
+impl Compared {
+    /// Prints all ways side by side.
+    pub fn print(&self) {
+        println!("{}", self.told);
+        let row = |what: &str, of: &dyn Fn(&str, &Cost) -> String, unit: &str| {
+            let cells: String =
+                self.ways.iter().map(|(name, cost)| format!("{:>16}", of(name, cost))).collect();
+            println!("{what:34}{cells} {unit}");
+        };
+        row("per page", &|name, _| name.into(), "");
+        for (index, (what, unit)) in PER_PAGE.iter().enumerate() {
+            row(&format!("  {what}"), &|_, cost| format!("{:.2}", cost.per_page()[index]), unit);
+        }
+        row("  pages mapped in all", &|_, cost| cost.mapped.to_string(), "");
+    }
 }
 
 /// The number that the program was called with, or what it does without one.

@@ -26,8 +26,18 @@ pub struct Options {
 }
 
 /// The benches, in the order of the page.
-const BENCHES: &[&str] =
-    &["cpu_fault", "migrate", "sum", "own_cost", "mirrored", "state", "scaling", "dma", "replay"];
+const BENCHES: &[&str] = &[
+    "cpu_fault",
+    "migrate",
+    "sum",
+    "own_cost",
+    "mirrored",
+    "state",
+    "scaling",
+    "dma",
+    "dma_users",
+    "replay",
+];
 
 /// The package that a bench belongs to.
 fn package(bench: &str) -> &'static str {
