@@ -316,7 +316,7 @@ fn pins_and_bounces(seen: &mut Seen) {
     assert_eq!(pages.copy_in(0, 0, PhysAddr(PAGE), 8), Err(BounceFault(PhysAddr(PAGE))));
 }
 
-/// An IOMMU whose hardware has no way to exchange an entry.
+/// An IOMMU whose hardware has no way to exchange an entry, and whose devices reach the first GiB of memory only.
 struct Plain(IommuDomain);
 
 impl Iommu for Plain {
@@ -324,6 +324,9 @@ impl Iommu for Plain {
         self.0.iommu().aperture()
     }
     fn map(&self, iova: Iova, phys: PhysAddr, bytes: u64, access: Access) -> Result<(), IommuError> {
+        if phys.0 + bytes > 1 << 30 {
+            return Err(IommuError::NotReachable(phys));
+        }
         self.0.iommu().map(iova, phys, bytes, access)
     }
     fn protect(&self, iova: Iova, bytes: u64, access: Access) -> Result<(), IommuError> {
@@ -349,7 +352,11 @@ fn the_emulated_iommu(seen: &mut Seen) {
     seen.fails(iommu.unmap(at + PAGE, PAGE));
     seen.fails(iommu.map(Iova(u64::MAX - PAGE + 1), memory.phys(0), PAGE, Access::Read));
     seen.fails((1..64).try_for_each(|n| iommu.map(Iova(n << 40), memory.phys(0), PAGE, Access::Read)));
-    seen.fails(Plain(small.clone()).replace(at, memory.phys(0), PAGE, Access::Read));
+    let plain = Plain(small.clone());
+    seen.fails(plain.replace(at, memory.phys(0), PAGE, Access::Read));
+    seen.fails(plain.map(at, memory.phys(0), PAGE, Access::Read));
+    let iovas = dma_device::Iovas::of(&plain);
+    seen.fails(Domain::builder(&plain, &iovas).build().map(memory.range(0, 1), BOTH));
 
     let device = builder().iommu_domain(&small).pasid_bits(4).dma_last(at + 4 * PAGE).build().unwrap();
     seen.fails(read(&device, at + PAGE));
