@@ -6,7 +6,7 @@ mod dma_support;
 use std::collections::BTreeMap;
 
 use dma_support::{BOUNCE, Dice, Iovas, MEMORY, Machine, PAGE, PAGES, mem_at, seeds};
-use granule::dma::{Attributes, DmaError, DmaRange, Domain, Reservation};
+use granule::dma::{Attributes, Deferred, DmaError, DmaMapping, DmaRange, Domain, Reservation};
 use granule::units::{Access, PhysAddr, PhysRange};
 
 const BOTH: Attributes = Attributes::BOTH;
@@ -29,7 +29,31 @@ struct Model<'d> {
     room: usize,
     held: Vec<(Reservation, BTreeMap<u64, Page>)>,
     maps: Vec<(DmaRange, u64)>,
+    lists: Vec<(DmaMapping, Vec<PhysRange>)>,
     dice: Dice,
+}
+
+/// The groups of a list that stand one behind the other: where each begins, and its bytes.
+fn groups(ranges: &[PhysRange]) -> Vec<(u64, u64)> {
+    let mut groups: Vec<(u64, u64)> = Vec::new();
+    let mut end = None;
+    for range in ranges {
+        let (addr, len) = (range.addr.0, u64::from(range.len));
+        match groups.last_mut() {
+            Some(group)
+                if addr.is_multiple_of(PAGE) && end.is_some_and(|end: u64| end.is_multiple_of(PAGE)) =>
+            {
+                group.1 += len;
+            }
+            _ => groups.push((addr, len)),
+        }
+        end = Some(addr + len);
+    }
+    groups
+}
+
+fn pages_of(ranges: &[PhysRange]) -> u64 {
+    groups(ranges).into_iter().map(|(addr, bytes)| (addr % PAGE + bytes).div_ceil(PAGE)).sum()
 }
 
 impl Model<'_> {
@@ -37,13 +61,19 @@ impl Model<'_> {
         let linked: usize = self.held.iter().map(|(_, pages)| pages.len()).sum();
         let pages =
             |(range, _): &(DmaRange, u64)| (range.addr.0 % PAGE + u64::from(range.len)).div_ceil(PAGE);
-        linked + self.maps.iter().map(pages).sum::<u64>() as usize
+        let lists: u64 = self.lists.iter().map(|(_, ranges)| pages_of(ranges)).sum();
+        linked + (self.maps.iter().map(pages).sum::<u64>() + lists) as usize
     }
     fn bounced(&self) -> u64 {
         let linked =
             |pages: &BTreeMap<u64, Page>| pages.values().filter(|page| page.bounced.is_some()).count();
         let maps: u64 = self.maps.iter().map(|(range, _)| self.edges(range.addr.0, range.len.into())).sum();
-        self.held.iter().map(|(_, pages)| linked(pages) as u64).sum::<u64>() + maps
+        let lists: u64 = self.lists.iter().map(|(_, ranges)| self.list_edges(ranges)).sum();
+        self.held.iter().map(|(_, pages)| linked(pages) as u64).sum::<u64>() + maps + lists
+    }
+    /// How many bounce pages a list needs.
+    fn list_edges(&self, ranges: &[PhysRange]) -> u64 {
+        groups(ranges).into_iter().map(|(addr, bytes)| self.edges(addr, bytes)).sum()
     }
     /// How many bounce pages a range at an address needs.
     fn edges(&self, at: u64, bytes: u64) -> u64 {
@@ -272,6 +302,97 @@ impl Model<'_> {
         self.maps.retain(|(known, _)| known != &range);
     }
 
+    /// The one-step way for many ranges: one answer for all of them.
+    fn map_list(&mut self) {
+        let inside = if self.dice.one_in(2) { self.dice.below(PAGE) } else { 0 };
+        let ranges = self.ranges(inside);
+        let got = self.domain.map_list(ranges.iter().copied(), BOTH);
+        let empty = ranges.iter().position(|range| range.len == 0);
+        match got {
+            Ok(mapping) => {
+                assert_eq!(empty, None);
+                let bytes: u64 = ranges.iter().map(|range| u64::from(range.len)).sum();
+                assert_eq!(mapping.ranges().bytes(), bytes);
+                self.lists.push((mapping, ranges));
+            }
+            Err(DmaError::Empty(index)) => assert_eq!(Some(index), empty),
+            Err(DmaError::NoBouncePages(_)) => assert!(self.list_edges(&ranges) > BOUNCE - self.bounced()),
+            Err(error) => {
+                assert_eq!(error, DmaError::OutOfTables);
+                assert!(pages_of(&ranges) as usize > self.room - self.mapped());
+            }
+        }
+    }
+
+    fn unmap_list(&mut self) {
+        let count = self.lists.len() as u64;
+        if count > 0 {
+            let (mapping, ranges) = self.lists.swap_remove(self.dice.below(count) as usize);
+            let unlinked = self.domain.unmap_list(mapping, BOTH).expect("it is this domain's");
+            assert_eq!(unlinked.pages, pages_of(&ranges));
+        }
+    }
+
+    /// Pages over whatever is there: what was linked comes back in order.
+    fn replace(&mut self) {
+        let Some(which) = self.which() else { return };
+        let count = 1 + self.dice.below(5);
+        let from = self.dice.below(PAGES - BOUNCE - 64);
+        let slip = if self.dice.one_in(12) { 8 } else { 0 };
+        let range = mem_at(from * PAGE + slip, count * PAGE);
+        let first = self.dice.below(MOST + 2);
+        let offset = first * PAGE + if self.dice.one_in(12) { 1 } else { 0 };
+        let room = self.room - self.mapped();
+        let (reservation, pages) = &mut self.held[which];
+        let (reserved, bytes) = (reservation.bytes(), count * PAGE);
+        let span = first..first + count;
+        let holes = span.clone().filter(|page| !pages.contains_key(page)).count();
+        let expected = if slip > 0 {
+            Err(DmaError::Misaligned { index: 0, addr: range.addr })
+        } else if offset + bytes > reserved {
+            Err(DmaError::OutsideReservation { offset, bytes, reserved })
+        } else if !offset.is_multiple_of(PAGE) {
+            Err(DmaError::OffsetMismatch { offset, addr: range.addr })
+        } else if pages.values().any(|page| page.bounced.is_some()) {
+            Err(DmaError::AlreadyBounced(reservation.base()))
+        } else if holes > room {
+            Err(DmaError::OutOfTables)
+        } else {
+            Ok(span.clone().filter_map(|page| pages.get(&page).map(|page| page.phys)).collect::<Vec<_>>())
+        };
+        let got = self.domain.replace(reservation, offset, [range], BOTH).map(|replaced| {
+            let each =
+                |range: PhysRange| (range.addr.0..range.addr.0 + u64::from(range.len)).step_by(PAGE as usize);
+            replaced.old.iter().flat_map(each).collect::<Vec<_>>()
+        });
+        assert_eq!(got, expected, "{range:?} at {offset:#x}");
+        if got.is_ok() {
+            for page in span {
+                let phys = range.addr.0 + (page - first) * PAGE;
+                pages.insert(page, Page { phys, bounced: None });
+            }
+        }
+    }
+
+    /// Some unlinks with one flush behind them.
+    fn unlink_deferred(&mut self) {
+        let Some(which) = self.which() else { return };
+        let (reservation, pages) = &mut self.held[which];
+        let mut deferred = Deferred::new(self.domain);
+        for _ in 0..4 {
+            let page = self.dice.below(MOST);
+            let got = self.domain.unlink_deferred(reservation, page * PAGE, PAGE, BOTH, &mut deferred);
+            let expected = if (page + 1) * PAGE > reservation.bytes() {
+                let (offset, bytes, reserved) = (page * PAGE, PAGE, reservation.bytes());
+                Err(DmaError::OutsideReservation { offset, bytes, reserved })
+            } else {
+                let known = pages.remove(&page).map(|page| u32::from(page.bounced.is_some()));
+                known.ok_or(DmaError::NotLinked(reservation.base() + page * PAGE))
+            };
+            assert_eq!(got.map(|unlinked| unlinked.bounced), expected);
+        }
+    }
+
     /// The device looks at pages of one reservation: it reaches what is linked, and the right bytes of it.
     fn look(&mut self) {
         let Some(which) = self.which() else { return };
@@ -293,6 +414,10 @@ impl Model<'_> {
             }
         }
         assert_eq!(reservation.linked_pages(), pages.len() as u64);
+        for (mapping, ranges) in &self.lists {
+            let at = mapping.ranges().iter().next().expect("a list that is mapped has a range").addr.0;
+            assert_eq!(self.machine.dma_read(at), Some(self.machine.read(ranges[0].addr.0, 1)[0]));
+        }
         for (range, phys) in &self.maps {
             let (first, last) = (range.addr.0, range.addr.0 + u64::from(range.len) - 1);
             for at in [first, last] {
@@ -315,25 +440,35 @@ fn life(seed: u64, is_untrusted: bool) {
     let domain = builder.build();
     let room = 40 + dice.below(100) as usize;
     machine.set_room(room);
-    let (held, maps) = (Vec::new(), Vec::new());
-    let mut model = Model { domain: &domain, machine: &machine, is_untrusted, room, held, maps, dice };
+    let (held, maps, lists) = (Vec::new(), Vec::new(), Vec::new());
+    let mut model = Model { domain: &domain, machine: &machine, is_untrusted, room, held, maps, lists, dice };
     for _ in 0..6000 {
-        match model.dice.below(16) {
+        match model.dice.below(21) {
             0 if model.held.len() < 12 => model.reserve(),
             1..=6 => model.link(),
             7..=10 => model.unlink(),
             11 => model.end(),
             12 | 13 if model.maps.len() < 8 => model.map(),
             14 => model.unmap(),
+            15 if model.lists.len() < 4 => model.map_list(),
+            16 => model.unmap_list(),
+            17 => model.replace(),
+            18 => model.unlink_deferred(),
             _ => model.look(),
         }
         assert_eq!(machine.mapped_pages(), model.mapped());
         assert_eq!(domain.bounce_pages_in_use() as u64, model.bounced());
     }
     let counts = domain.counts();
-    assert!(counts.links > 300, "a life without links proves nothing: {counts:?}");
+    assert!(
+        counts.links > 300 && counts.replaced_pages > 20,
+        "a life without links proves nothing: {counts:?}"
+    );
     for (reservation, _) in model.held {
         domain.destroy(reservation, BOTH).unwrap();
+    }
+    for (mapping, _) in model.lists {
+        domain.unmap_list(mapping, BOTH).unwrap();
     }
     for (range, _) in model.maps {
         domain.unmap(range, BOTH).unwrap();

@@ -24,7 +24,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Calls that linked, by either way.
+    /// Calls that linked, by either way or where replace met a hole.
     links,
     /// Pages of the IOMMU that they linked.
     linked_pages,

@@ -63,7 +63,12 @@ impl Domain<'_> {
         self.flush(iommu, base, bytes);
         self.sync_old(&old, attributes);
         let before: u64 = old.iter().map(|piece| piece.bytes).sum();
-        reservation.count_in((bytes - before) / self.page_bytes);
+        let filled = (bytes - before) / self.page_bytes;
+        if filled > 0 {
+            reservation.count_in(filled);
+            add(&self.counters.links, 1);
+            add(&self.counters.linked_pages, filled);
+        }
         add(&self.counters.replaced_pages, bytes / self.page_bytes);
         let mut flags = if attributes.direction().is_from_device() { super::DmaRange::WRITABLE } else { 0 };
         flags |= if is_mmio { super::DmaRange::MMIO } else { 0 };
