@@ -91,7 +91,7 @@ pub fn position(granule_base: Iova, block: BlockNo, page: usize) -> Iova {
     granule_base + block.base().bytes_since(granule.base()) + ((page as u64) << PAGE_SHIFT)
 }
 
-/// The worked example of the page is compiled with the tests.
+/// The worked example of the page is run with the tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/dma.md")]
 struct WorkedExample;
