@@ -86,7 +86,7 @@ fn segments_agree_with_a_model_that_goes_byte_by_byte() {
             })
             .collect();
         let max = 1 + dice.below(900);
-        let boundary = if dice.one_in(3) { 0 } else { 1 << (4 + dice.below(8)) };
+        let boundary = if dice.one_in(3) { 0 } else { 1 << dice.below(12) };
         // Byte by byte: a new segment where something ends.
         let mut model: Vec<DmaRange> = Vec::new();
         for range in &ranges {
