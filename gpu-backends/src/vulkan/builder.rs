@@ -76,6 +76,7 @@ impl Builder {
                 views: Views::new()?,
                 faults: FaultQueue::new()?,
                 lost: AtomicU32::new(0),
+                broken: AtomicU32::new(0),
                 pages_in: AtomicU64::new(0),
                 pages_out: AtomicU64::new(0),
             })

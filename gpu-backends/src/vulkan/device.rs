@@ -41,8 +41,21 @@ pub(super) struct Inner {
     pub(super) views: Views,
     pub(super) faults: FaultQueue,
     pub(super) lost: AtomicU32,
+    /// Test switch: promises that are not kept, as bits of [`Broken`].
+    pub(super) broken: AtomicU32,
     pub(super) pages_in: AtomicU64,
     pub(super) pages_out: AtomicU64,
+}
+
+/// A promise that a test has a device break.
+#[doc(hidden)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Broken {
+    /// `flush` waits for nobody.
+    Flush = 1,
+    /// `quiesce` and `resume` do nothing.
+    Quiesce = 2,
 }
 
 /// What a device did since it was made.
@@ -68,6 +81,9 @@ impl Inner {
     }
     pub(super) fn memory_bytes(&self) -> u64 {
         self.memory.range().bytes()
+    }
+    fn keeps(&self, promise: Broken) -> bool {
+        self.broken.load(Ordering::Relaxed) & promise as u32 == 0
     }
     pub(super) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::SeqCst) != 0
@@ -175,6 +191,12 @@ impl VulkanDevice {
         word[0].fetch_xor(0x10 << (at.0 % 8 * 8), Ordering::SeqCst);
     }
 
+    /// Breaks a promise from now on, so that a test can show that somebody notices.
+    #[doc(hidden)]
+    pub fn break_promise(&self, promise: Broken) {
+        self.inner.broken.fetch_or(promise as u32, Ordering::SeqCst);
+    }
+
     /// Loses every third fault from now on, so that a test can show that somebody notices.
     #[doc(hidden)]
     pub fn lose_faults(&self) {
@@ -250,15 +272,21 @@ impl Device for VulkanDevice {
     }
 
     fn flush(&self, _: DevAddr, _: u64) {
-        self.inner.windows().flush();
+        if self.inner.keeps(Broken::Flush) {
+            self.inner.windows().flush();
+        }
     }
 
     fn quiesce(&self) {
-        self.inner.windows().quiesce();
+        if self.inner.keeps(Broken::Quiesce) {
+            self.inner.windows().quiesce();
+        }
     }
 
     fn resume(&self) {
-        self.inner.windows().resume();
+        if self.inner.keeps(Broken::Quiesce) {
+            self.inner.windows().resume();
+        }
     }
 
     fn attach(&self) {

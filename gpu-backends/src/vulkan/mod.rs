@@ -56,6 +56,8 @@ mod views;
 mod windows;
 
 pub use builder::Builder;
+#[doc(hidden)]
+pub use device::Broken;
 pub use device::{Counters, VulkanDevice};
 pub use error::{LaunchError, VulkanError};
 pub use info::DeviceInfo;

@@ -28,3 +28,8 @@ pub const PING_PONG: &[u8] = include_bytes!("../../shaders/ping_pong.spv");
 
 /// Adds one to the first word of each page: data, pages, how often. One item per page and party. Needs 64-bit atomics.
 pub const COUNT: &[u8] = include_bytes!("../../shaders/count.spv");
+
+/// Adds one to a word many times inside of one window, and that many times over: word, rounds, additions per window. For
+/// tests: windows that take so long that whoever does not wait for them is noticed. Needs 64-bit atomics.
+#[doc(hidden)]
+pub const HAMMER: &[u8] = include_bytes!("../../shaders/hammer.spv");
