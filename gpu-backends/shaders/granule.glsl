@@ -262,6 +262,10 @@ bool granule_await() {
         if (entry != 0ul && (access == GRANULE_READ || (entry & GRANULE_MAY_WRITE) != 0ul)) {
             return true;
         }
+        // It may have come and gone again between two looks: whoever shares the page wants it, too.
+        if ((looks & 0x3ffu) == 0x3ffu) {
+            granule_announce(at, access);
+        }
     }
     return false;
 }

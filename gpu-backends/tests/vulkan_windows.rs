@@ -139,8 +139,8 @@ fn moved_while_quiet(device: &VulkanDevice) -> (u64, usize) {
         |_| {
             device.quiesce();
             let (before, begin) = (word(device, slot(0)), Instant::now());
-            while begin.elapsed() < Duration::from_micros(500) {
-                std::hint::spin_loop();
+            while word(device, slot(0)) == before && begin.elapsed() < STILL {
+                std::thread::yield_now();
             }
             let seen = word(device, slot(0)) - before;
             device.resume();

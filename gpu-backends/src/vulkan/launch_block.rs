@@ -99,7 +99,7 @@ fn item_bytes(saved: usize) -> usize {
 }
 
 fn capacity_for(items: usize) -> usize {
-    (2 * items).next_power_of_two().clamp(64, MOST_RECORDS)
+    (2 * items).next_power_of_two().clamp(1024, MOST_RECORDS)
 }
 
 impl LaunchBlock {
