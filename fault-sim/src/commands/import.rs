@@ -7,7 +7,7 @@ use clap::Args;
 use granule::units::PAGE_BYTES;
 use thiserror::Error;
 
-use crate::import::{Format, ImportError, Settings, Side, import_to};
+use crate::import::{Format, ImportError, Pids, Settings, Side, import_to};
 use crate::output::{Ending, end};
 use crate::progress::Progress;
 use crate::result::shown_bytes;
@@ -29,6 +29,9 @@ pub struct Options {
     /// Whose touches those of a CPU program (perf, ftrace, lackey) become.
     #[arg(long, value_enum, default_value_t)]
     pub side: Side,
+    /// Whose lines are meant if the file has several processes (or threads, PASIDs, asids): 47, or 47,48, or all.
+    #[arg(long)]
+    pub pid: Option<Pids>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -73,7 +76,8 @@ fn run(options: &Options) -> Result<(), CommandError> {
     if same(&options.file, &output) == Some(true) {
         return Err(CommandError::Itself(output));
     }
-    let settings = Settings { format: options.format, lenient: options.lenient, side: options.side };
+    let pids = options.pid.clone().unwrap_or_default();
+    let settings = Settings { format: options.format, lenient: options.lenient, side: options.side, pids };
     let (report, summary) = import_to(&options.file, &settings, &output, &Progress::new())?;
     if options.json {
         println!("{}", serde_json::json!({ "trace": output, "report": report, "summary": summary }));

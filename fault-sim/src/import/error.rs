@@ -43,6 +43,18 @@ pub enum BadLine {
     /// Longer than any line of any format.
     #[error("it is longer than {0} bytes")]
     TooLong(usize),
+    /// It is of another process than the lines before it.
+    #[error(
+        "it is of {what} {other} after {what} {first}: their addresses have nothing to do with one another; name the one that is meant with --pid {other}, those that share an address space with --pid {first},{other}, or --pid all"
+    )]
+    Space {
+        /// What the numbers are.
+        what: &'static str,
+        /// The one before.
+        first: u64,
+        /// This one.
+        other: u64,
+    },
     /// The file ends inside it.
     #[error("the file ends in the middle of it; copy or make the file again")]
     CutOff,
@@ -60,6 +72,18 @@ impl BadLine {
     /// A field that cannot be read.
     pub(super) fn field(field: &'static str, found: &str, wanted: &'static str) -> Self {
         Self::Field { field, found: short(found), wanted }
+    }
+}
+
+impl BadLine {
+    /// Whether it may be left out under `--lenient`.
+    pub fn can_be_left_out(&self) -> bool {
+        !matches!(self, Self::Space { .. })
+    }
+
+    /// How a person gets on.
+    fn way_out(&self) -> &'static str {
+        if self.can_be_left_out() { "; `fault-sim import --lenient` leaves such lines out" } else { "" }
     }
 }
 
@@ -110,7 +134,7 @@ pub enum ImportError {
     #[error("{path} is a trace already; there is nothing to import", path = .0.display())]
     AlreadyTrace(PathBuf),
     /// A bad line of a text.
-    #[error("line {number} of {path} is no line of {format}: {source}; --lenient of `fault-sim import` leaves such lines out", path = .path.display(), format = .format.name())]
+    #[error("line {number} of {path} is no line of {format}: {source}{way}", path = .path.display(), format = .format.name(), way = .source.way_out())]
     Line {
         /// Which file.
         path: PathBuf,
@@ -122,7 +146,7 @@ pub enum ImportError {
         source: BadLine,
     },
     /// A bad entry of a binary file.
-    #[error("entry {number} of {path}, {format}, means nothing: {source}; --lenient of `fault-sim import` leaves such entries out", path = .path.display(), format = .format.name())]
+    #[error("entry {number} of {path}, {format}, means nothing: {source}{way}", path = .path.display(), format = .format.name(), way = .source.way_out())]
     Entry {
         /// Which file.
         path: PathBuf,

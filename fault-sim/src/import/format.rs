@@ -1,12 +1,14 @@
 use clap::ValueEnum;
 
-use super::{BadLine, Settings, csv};
+use super::{BadLine, Settings, csv, ftrace};
 use crate::trace::Event;
 
 /// What other tools write. Its name is what `--format` takes and what a trace says of its origin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 #[non_exhaustive]
 pub enum Format {
+    /// `exceptions:page_fault_user` of ftrace or trace-cmd: a CPU program's faults.
+    Ftrace,
     /// Rows of time,address,access[,engine], with a header that names the unit of time.
     Csv,
 }
@@ -49,6 +51,8 @@ pub(super) struct Findings {
     pub dropped: u64,
     /// Repetitions that were merged.
     pub merged: u64,
+    /// Lines of processes that were not asked for.
+    pub elsewhere: u64,
     /// What a reader of the numbers has to know.
     pub notes: Vec<String>,
 }
@@ -63,6 +67,7 @@ impl Format {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Ftrace => "ftrace",
             Self::Csv => "csv",
         }
     }
@@ -76,6 +81,7 @@ impl Format {
     /// A parser, if it is a text format.
     pub(super) fn parser(self, settings: &Settings) -> Option<Box<dyn Parse>> {
         Some(match self {
+            Self::Ftrace => Box::new(ftrace::Ftrace::new(settings)),
             Self::Csv => Box::new(csv::Csv::new(settings.format == Some(self))),
         })
     }
@@ -87,6 +93,7 @@ impl Format {
 
     pub(super) fn nothing(self) -> Nothing {
         match self {
+            Self::Ftrace => ftrace::NOTHING,
             Self::Csv => csv::NOTHING,
         }
     }

@@ -5,6 +5,8 @@
 //! | `format` | the formats by name, and how each is told from its contents |
 //! | `lines` | a file line by line, with bounded memory |
 //! | `fields` | numbers, times and addresses as tools print them |
+//! | `head` | what stands before an event in a line of ftrace and of perf |
+//! | `spaces` | which lines share an address space; engines by number |
 //! | `order` | events into the order of time, within a window |
 //! | `sink` | where events go: counted, ordered, written |
 //! | `run` | one file through one format into a sink |
@@ -28,12 +30,15 @@ mod csv;
 mod error;
 mod fields;
 mod format;
+mod ftrace;
+mod head;
 mod lines;
 mod order;
 mod report;
 mod run;
 mod sink;
 mod source;
+mod spaces;
 
 pub use error::{BadLine, ImportError};
 pub use format::Format;
@@ -41,3 +46,4 @@ pub use report::Report;
 pub use run::{Settings, Side, detect, import, import_file, import_to};
 pub use sink::{Sink, Take};
 pub use source::{OpenError, Source};
+pub use spaces::Pids;

@@ -35,6 +35,8 @@ pub struct Report {
     pub other: u64,
     /// Of these, bad ones that were left out.
     pub skipped: u64,
+    /// Of these, such as are of processes that were not asked for.
+    pub elsewhere: u64,
     /// Events that came out.
     pub events: u64,
     /// By kind, those that there are.
@@ -68,6 +70,7 @@ impl Report {
             lines: 0,
             other: 0,
             skipped: 0,
+            elsewhere: 0,
             events: 0,
             kinds: Vec::new(),
             merged: 0,
@@ -91,6 +94,7 @@ impl Report {
     pub(super) fn close(&mut self, findings: Findings, sink: &Sink<'_>) {
         (self.clock, self.times, self.addresses) = (findings.clock, findings.times, findings.addresses);
         (self.policy, self.dropped, self.merged) = (findings.policy, findings.dropped, findings.merged);
+        self.elsewhere = findings.elsewhere;
         self.notes.extend(findings.notes);
         self.kind = sink.kind();
         self.events = sink.events();
@@ -138,6 +142,7 @@ impl Report {
         row("lines", self.lines.to_string());
         row("of something else", self.other.to_string());
         row("bad and left out", self.skipped.to_string());
+        row("of other processes", self.elsewhere.to_string());
         row("lost by the tool", self.dropped.to_string());
         if self.merged > 0 {
             row("repetitions, merged", self.merged.to_string());

@@ -8,10 +8,10 @@ use clap::ValueEnum;
 
 use super::format::Seen;
 use super::lines::{Lines, MOST_BYTES};
-use super::{BadLine, Format, ImportError, Report, Sink, Take};
+use super::{BadLine, Format, ImportError, Pids, Report, Sink, Take};
 use crate::progress::Progress;
 use crate::result::COMMIT;
-use crate::trace::{Event, Metadata, Summary, TraceWriter};
+use crate::trace::{Access, Event, EventKind, Metadata, Summary, TraceWriter};
 
 /// So far into a file its format is looked for.
 const LOOK_BYTES: u64 = 64 << 20;
@@ -29,7 +29,7 @@ pub enum Side {
 }
 
 /// How a file is imported.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// The format, if it is not to be detected.
     pub format: Option<Format>,
@@ -37,6 +37,22 @@ pub struct Settings {
     pub lenient: bool,
     /// Where the touches of CPU programs go.
     pub side: Side,
+    /// Whose lines are meant where a file has those of several processes.
+    pub pids: Pids,
+}
+
+impl Settings {
+    /// A fault of a CPU program.
+    pub(super) fn fault(&self, time_ns: u64, page: u64, access: Access, engine: u16) -> Event {
+        let kind = if self.side == Side::Device { EventKind::DeviceFault } else { EventKind::CpuFault };
+        Event { kind, ..Event::access(time_ns, page, access, engine) }
+    }
+
+    /// What is said where [`Settings::side`] turned touches into another's.
+    pub(super) fn side_note(&self) -> Option<String> {
+        let note = "these are touches of a CPU, taken for those of a device; `fault-sim import --side cpu` keeps them";
+        (self.side == Side::Device).then(|| note.to_owned())
+    }
 }
 
 /// A file that is about to be imported.
@@ -147,7 +163,9 @@ impl Input {
                     }
                 }
                 Ok(Seen::Mark | Seen::Other) => report.other += 1,
-                Err(source) if settings.lenient => report.skip(line.number, &source),
+                Err(source) if settings.lenient && source.can_be_left_out() => {
+                    report.skip(line.number, &source)
+                }
                 Err(source) => {
                     let (path, number) = (self.path.clone(), line.number);
                     return Err(ImportError::Line { path, format, number, source });
@@ -230,7 +248,7 @@ pub fn import_to(
 ) -> Result<(Report, Summary), ImportError> {
     let format = settings.format.map_or_else(|| detect(path), Ok)?;
     let writer = TraceWriter::create(output, &not_yet_known())?;
-    import_file(path, &Settings { format: Some(format), ..*settings }, writer, progress)
+    import_file(path, &Settings { format: Some(format), ..settings.clone() }, writer, progress)
 }
 
 /// What a trace says of itself until its source was read.

@@ -2,4 +2,5 @@
 //! what becomes of them when they are cut, garbled, empty or huge.
 
 mod csv;
+mod ftrace;
 mod support;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use fault_sim::import::{ImportError, Report, Settings, import};
 use fault_sim::progress::Progress;
-use fault_sim::trace::{Event, TraceReader};
+use fault_sim::trace::{Access, Event, EventKind, TraceReader};
 
 /// A folder that goes when this does.
 pub struct Folder(PathBuf);
@@ -47,6 +47,12 @@ impl Drop for Folder {
     }
 }
 
+/// The contents of a fixture.
+pub fn fixture(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/import/fixtures").join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
 /// What a file holds.
 pub fn imported(path: &Path, settings: &Settings) -> Result<(Report, Vec<Event>), ImportError> {
     let mut events = Vec::new();
@@ -74,6 +80,11 @@ pub fn lenient(folder: &Folder, contents: impl AsRef<[u8]>) -> (Report, Vec<Even
     let path = folder.with("text", contents);
     let settings = Settings { lenient: true, ..Settings::default() };
     imported(&path, &settings).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A fault of a device.
+pub fn fault(time_ns: u64, page: u64, access: Access, engine: u16) -> Event {
+    Event { kind: EventKind::DeviceFault, ..Event::access(time_ns, page, access, engine) }
 }
 
 pub fn read(path: &Path) -> Vec<Event> {
