@@ -60,6 +60,17 @@ pub(super) fn page_of(address: u64) -> u64 {
     address >> PAGE_SHIFT
 }
 
+/// The pages that a range of bytes touches: the first, and how many.
+pub(super) fn pages_of(address: u64, bytes: u64) -> Result<(u64, u32), BadLine> {
+    let wrong = |why| BadLine::Range { field: "size", found: bytes, why };
+    let last = bytes.checked_sub(1).ok_or_else(|| wrong("it covers no byte"))?;
+    let last =
+        address.checked_add(last).ok_or_else(|| wrong("it goes beyond the end of the address space"))?;
+    let pages = page_of(last) - page_of(address) + 1;
+    let pages = u32::try_from(pages).map_err(|_| wrong("it covers more pages than an event can"))?;
+    Ok((page_of(address), pages))
+}
+
 /// A number of an engine: 16 bits.
 pub(super) fn engine(field: &'static str, number: u64) -> Result<u16, BadLine> {
     u16::try_from(number).map_err(|_| BadLine::Range {
@@ -93,5 +104,12 @@ mod tests {
             assert!(hexadecimal("a", bad).is_err(), "{bad:?}");
         }
         assert!(prefixed("a", "10").is_err() && decimal("d", "+1").is_err() && decimal("d", "").is_err());
+    }
+
+    #[test]
+    fn a_range_touches_the_pages_of_its_ends() {
+        assert_eq!(pages_of(0xfff, 2), Ok((0, 2)));
+        assert_eq!(pages_of(u64::MAX, 1), Ok((u64::MAX >> 12, 1)));
+        assert!(pages_of(u64::MAX, 2).is_err() && pages_of(0, 0).is_err() && pages_of(0, u64::MAX).is_err());
     }
 }

@@ -1,6 +1,6 @@
 use clap::ValueEnum;
 
-use super::{BadLine, Settings, csv, ftrace};
+use super::{BadLine, Settings, csv, ftrace, lackey};
 use crate::trace::Event;
 
 /// What other tools write. Its name is what `--format` takes and what a trace says of its origin.
@@ -9,6 +9,8 @@ use crate::trace::Event;
 pub enum Format {
     /// `exceptions:page_fault_user` of ftrace or trace-cmd: a CPU program's faults.
     Ftrace,
+    /// valgrind's lackey with --trace-mem=yes: every access of a CPU program.
+    Lackey,
     /// Rows of time,address,access[,engine], with a header that names the unit of time.
     Csv,
 }
@@ -68,6 +70,7 @@ impl Format {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ftrace => "ftrace",
+            Self::Lackey => "lackey",
             Self::Csv => "csv",
         }
     }
@@ -82,6 +85,7 @@ impl Format {
     pub(super) fn parser(self, settings: &Settings) -> Option<Box<dyn Parse>> {
         Some(match self {
             Self::Ftrace => Box::new(ftrace::Ftrace::new(settings)),
+            Self::Lackey => Box::new(lackey::Lackey::new(settings)),
             Self::Csv => Box::new(csv::Csv::new(settings.format == Some(self))),
         })
     }
@@ -94,6 +98,7 @@ impl Format {
     pub(super) fn nothing(self) -> Nothing {
         match self {
             Self::Ftrace => ftrace::NOTHING,
+            Self::Lackey => lackey::NOTHING,
             Self::Csv => csv::NOTHING,
         }
     }

@@ -48,6 +48,14 @@ impl Settings {
         Event { kind, ..Event::access(time_ns, page, access, engine) }
     }
 
+    /// A touch by a CPU program, whether it faulted or not.
+    pub(super) fn access(&self, time_ns: u64, page: u64, access: Access) -> Event {
+        match self.side {
+            Side::Device => Event::access(time_ns, page, access, 0),
+            Side::Cpu => Event::cpu(time_ns, page, access),
+        }
+    }
+
     /// What is said where [`Settings::side`] turned touches into another's.
     pub(super) fn side_note(&self) -> Option<String> {
         let note = "these are touches of a CPU, taken for those of a device; `fault-sim import --side cpu` keeps them";

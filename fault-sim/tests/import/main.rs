@@ -3,4 +3,5 @@
 
 mod csv;
 mod ftrace;
+mod lackey;
 mod support;
