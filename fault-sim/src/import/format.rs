@@ -1,6 +1,6 @@
 use clap::ValueEnum;
 
-use super::{BadLine, Settings, csv, ftrace, lackey};
+use super::{BadLine, Settings, csv, ftrace, lackey, perf_script};
 use crate::trace::Event;
 
 /// What other tools write. Its name is what `--format` takes and what a trace says of its origin.
@@ -9,6 +9,8 @@ use crate::trace::Event;
 pub enum Format {
     /// `exceptions:page_fault_user` of ftrace or trace-cmd: a CPU program's faults.
     Ftrace,
+    /// `perf script` of page faults with addresses: a CPU program's faults.
+    PerfScript,
     /// valgrind's lackey with --trace-mem=yes: every access of a CPU program.
     Lackey,
     /// Rows of time,address,access[,engine], with a header that names the unit of time.
@@ -70,6 +72,7 @@ impl Format {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ftrace => "ftrace",
+            Self::PerfScript => "perf-script",
             Self::Lackey => "lackey",
             Self::Csv => "csv",
         }
@@ -85,6 +88,7 @@ impl Format {
     pub(super) fn parser(self, settings: &Settings) -> Option<Box<dyn Parse>> {
         Some(match self {
             Self::Ftrace => Box::new(ftrace::Ftrace::new(settings)),
+            Self::PerfScript => Box::new(perf_script::PerfScript::new(settings)),
             Self::Lackey => Box::new(lackey::Lackey::new(settings)),
             Self::Csv => Box::new(csv::Csv::new(settings.format == Some(self))),
         })
@@ -98,6 +102,7 @@ impl Format {
     pub(super) fn nothing(self) -> Nothing {
         match self {
             Self::Ftrace => ftrace::NOTHING,
+            Self::PerfScript => perf_script::NOTHING,
             Self::Lackey => lackey::NOTHING,
             Self::Csv => csv::NOTHING,
         }

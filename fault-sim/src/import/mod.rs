@@ -35,6 +35,7 @@ mod head;
 mod lackey;
 mod lines;
 mod order;
+mod perf_script;
 mod report;
 mod run;
 mod sink;

@@ -4,4 +4,5 @@
 mod csv;
 mod ftrace;
 mod lackey;
+mod perf_script;
 mod support;
