@@ -1,6 +1,6 @@
 use clap::ValueEnum;
 
-use super::{BadLine, Settings, csv, ftrace, lackey, perf_script};
+use super::{BadLine, Settings, csv, ftrace, lackey, perf_script, perf_trace};
 use crate::trace::Event;
 
 /// What other tools write. Its name is what `--format` takes and what a trace says of its origin.
@@ -11,6 +11,8 @@ pub enum Format {
     Ftrace,
     /// `perf script` of page faults with addresses: a CPU program's faults.
     PerfScript,
+    /// `perf trace -F all`: a CPU program's faults on memory without a file behind it.
+    PerfTrace,
     /// valgrind's lackey with --trace-mem=yes: every access of a CPU program.
     Lackey,
     /// Rows of time,address,access[,engine], with a header that names the unit of time.
@@ -73,6 +75,7 @@ impl Format {
         match self {
             Self::Ftrace => "ftrace",
             Self::PerfScript => "perf-script",
+            Self::PerfTrace => "perf-trace",
             Self::Lackey => "lackey",
             Self::Csv => "csv",
         }
@@ -89,6 +92,7 @@ impl Format {
         Some(match self {
             Self::Ftrace => Box::new(ftrace::Ftrace::new(settings)),
             Self::PerfScript => Box::new(perf_script::PerfScript::new(settings)),
+            Self::PerfTrace => Box::new(perf_trace::PerfTrace::new(settings)),
             Self::Lackey => Box::new(lackey::Lackey::new(settings)),
             Self::Csv => Box::new(csv::Csv::new(settings.format == Some(self))),
         })
@@ -103,6 +107,7 @@ impl Format {
         match self {
             Self::Ftrace => ftrace::NOTHING,
             Self::PerfScript => perf_script::NOTHING,
+            Self::PerfTrace => perf_trace::NOTHING,
             Self::Lackey => lackey::NOTHING,
             Self::Csv => csv::NOTHING,
         }

@@ -36,6 +36,7 @@ mod lackey;
 mod lines;
 mod order;
 mod perf_script;
+mod perf_trace;
 mod report;
 mod run;
 mod sink;

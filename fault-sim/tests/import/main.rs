@@ -5,4 +5,5 @@ mod csv;
 mod ftrace;
 mod lackey;
 mod perf_script;
+mod perf_trace;
 mod support;
