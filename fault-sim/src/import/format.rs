@@ -1,12 +1,15 @@
 use clap::ValueEnum;
 
-use super::{BadLine, Settings, csv, ftrace, lackey, perf_script, perf_trace};
+use super::{BadLine, Settings, csv, ftrace, lackey, perf_script, perf_trace, prq};
 use crate::trace::Event;
 
 /// What other tools write. Its name is what `--format` takes and what a trace says of its origin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 #[non_exhaustive]
 pub enum Format {
+    /// `intel_iommu:prq_report` of ftrace: page requests of a device.
+    #[value(name = "prq_report")]
+    Prq,
     /// `exceptions:page_fault_user` of ftrace or trace-cmd: a CPU program's faults.
     Ftrace,
     /// `perf script` of page faults with addresses: a CPU program's faults.
@@ -73,6 +76,7 @@ impl Format {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Prq => "prq_report",
             Self::Ftrace => "ftrace",
             Self::PerfScript => "perf-script",
             Self::PerfTrace => "perf-trace",
@@ -90,6 +94,7 @@ impl Format {
     /// A parser, if it is a text format.
     pub(super) fn parser(self, settings: &Settings) -> Option<Box<dyn Parse>> {
         Some(match self {
+            Self::Prq => Box::new(prq::Prq::new(settings)),
             Self::Ftrace => Box::new(ftrace::Ftrace::new(settings)),
             Self::PerfScript => Box::new(perf_script::PerfScript::new(settings)),
             Self::PerfTrace => Box::new(perf_trace::PerfTrace::new(settings)),
@@ -105,6 +110,7 @@ impl Format {
 
     pub(super) fn nothing(self) -> Nothing {
         match self {
+            Self::Prq => prq::NOTHING,
             Self::Ftrace => ftrace::NOTHING,
             Self::PerfScript => perf_script::NOTHING,
             Self::PerfTrace => perf_trace::NOTHING,

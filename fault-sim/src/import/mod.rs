@@ -37,6 +37,7 @@ mod lines;
 mod order;
 mod perf_script;
 mod perf_trace;
+mod prq;
 mod report;
 mod run;
 mod sink;

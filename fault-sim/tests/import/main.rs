@@ -6,4 +6,5 @@ mod ftrace;
 mod lackey;
 mod perf_script;
 mod perf_trace;
+mod prq;
 mod support;

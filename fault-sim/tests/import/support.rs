@@ -87,6 +87,23 @@ pub fn fault(time_ns: u64, page: u64, access: Access, engine: u16) -> Event {
     Event { kind: EventKind::DeviceFault, ..Event::access(time_ns, page, access, engine) }
 }
 
+/// Each bad line behind a good file is an error with its number, and is left out under `--lenient`.
+pub fn each_is_bad(good: &[u8], bad: &[(&str, &str)]) {
+    let folder = Folder::new();
+    let number = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let events = text(&folder, good).1.len();
+    for (line, why) in bad {
+        let lines = [good, line.as_bytes(), b"\n"].concat();
+        let sentence = refused(&folder, &lines);
+        assert!(
+            sentence.contains(&format!("line {number} of")) && sentence.contains(why),
+            "{line}: {sentence}"
+        );
+        let (report, left) = lenient(&folder, &lines);
+        assert_eq!((report.skipped, left.len()), (1, events), "{line}");
+    }
+}
+
 pub fn read(path: &Path) -> Vec<Event> {
     let mut reader = TraceReader::open(path).expect("a trace");
     let (mut all, mut events) = (Vec::new(), Vec::new());
