@@ -1,12 +1,14 @@
 use clap::ValueEnum;
 
-use super::{BadLine, Settings, csv, ftrace, lackey, perf_script, perf_trace, prq};
+use super::{BadLine, Settings, csv, ftrace, kfd, lackey, perf_script, perf_trace, prq};
 use crate::trace::Event;
 
 /// What other tools write. Its name is what `--format` takes and what a trace says of its origin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 #[non_exhaustive]
 pub enum Format {
+    /// Events of AMD's KFD (page faults, migrations, unmaps), as text.
+    Kfd,
     /// `intel_iommu:prq_report` of ftrace: page requests of a device.
     #[value(name = "prq_report")]
     Prq,
@@ -76,6 +78,7 @@ impl Format {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Kfd => "kfd",
             Self::Prq => "prq_report",
             Self::Ftrace => "ftrace",
             Self::PerfScript => "perf-script",
@@ -94,6 +97,7 @@ impl Format {
     /// A parser, if it is a text format.
     pub(super) fn parser(self, settings: &Settings) -> Option<Box<dyn Parse>> {
         Some(match self {
+            Self::Kfd => Box::new(kfd::Kfd::new(settings)),
             Self::Prq => Box::new(prq::Prq::new(settings)),
             Self::Ftrace => Box::new(ftrace::Ftrace::new(settings)),
             Self::PerfScript => Box::new(perf_script::PerfScript::new(settings)),
@@ -110,6 +114,7 @@ impl Format {
 
     pub(super) fn nothing(self) -> Nothing {
         match self {
+            Self::Kfd => kfd::NOTHING,
             Self::Prq => prq::NOTHING,
             Self::Ftrace => ftrace::NOTHING,
             Self::PerfScript => perf_script::NOTHING,

@@ -32,6 +32,7 @@ mod fields;
 mod format;
 mod ftrace;
 mod head;
+mod kfd;
 mod lackey;
 mod lines;
 mod order;

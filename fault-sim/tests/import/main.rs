@@ -3,6 +3,7 @@
 
 mod csv;
 mod ftrace;
+mod kfd;
 mod lackey;
 mod perf_script;
 mod perf_trace;
