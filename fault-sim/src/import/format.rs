@@ -1,12 +1,14 @@
 use clap::ValueEnum;
 
-use super::{BadLine, Settings, csv, ftrace, kfd, lackey, perf_script, perf_trace, prq};
+use super::{BadLine, Settings, csv, ftrace, kfd, lackey, perf_script, perf_trace, prq, uvm_eval};
 use crate::trace::Event;
 
 /// What other tools write. Its name is what `--format` takes and what a trace says of its origin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 #[non_exhaustive]
 pub enum Format {
+    /// Logs of NVIDIA's driver as uvm-eval patches it, 14 or 15 fields to a fault.
+    UvmEval,
     /// Events of AMD's KFD (page faults, migrations, unmaps), as text.
     Kfd,
     /// `intel_iommu:prq_report` of ftrace: page requests of a device.
@@ -78,6 +80,7 @@ impl Format {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::UvmEval => "uvm-eval",
             Self::Kfd => "kfd",
             Self::Prq => "prq_report",
             Self::Ftrace => "ftrace",
@@ -97,6 +100,7 @@ impl Format {
     /// A parser, if it is a text format.
     pub(super) fn parser(self, settings: &Settings) -> Option<Box<dyn Parse>> {
         Some(match self {
+            Self::UvmEval => Box::new(uvm_eval::UvmEval::default()),
             Self::Kfd => Box::new(kfd::Kfd::new(settings)),
             Self::Prq => Box::new(prq::Prq::new(settings)),
             Self::Ftrace => Box::new(ftrace::Ftrace::new(settings)),
@@ -114,6 +118,7 @@ impl Format {
 
     pub(super) fn nothing(self) -> Nothing {
         match self {
+            Self::UvmEval => uvm_eval::NOTHING,
             Self::Kfd => kfd::NOTHING,
             Self::Prq => prq::NOTHING,
             Self::Ftrace => ftrace::NOTHING,

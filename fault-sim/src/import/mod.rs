@@ -5,7 +5,7 @@
 //! | `format` | the formats by name, and how each is told from its contents |
 //! | `lines` | a file line by line, with bounded memory |
 //! | `fields` | numbers, times and addresses as tools print them |
-//! | `head` | what stands before an event in a line of ftrace and of perf |
+//! | `head`, `log` | what stands before an event in a line of ftrace, of perf and of the kernel's log |
 //! | `spaces` | which lines share an address space; engines by number |
 //! | `order` | events into the order of time, within a window |
 //! | `sink` | where events go: counted, ordered, written |
@@ -35,6 +35,7 @@ mod head;
 mod kfd;
 mod lackey;
 mod lines;
+mod log;
 mod order;
 mod perf_script;
 mod perf_trace;
@@ -44,6 +45,7 @@ mod run;
 mod sink;
 mod source;
 mod spaces;
+mod uvm_eval;
 
 pub use error::{BadLine, ImportError};
 pub use format::Format;

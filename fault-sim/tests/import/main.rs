@@ -9,3 +9,4 @@ mod perf_script;
 mod perf_trace;
 mod prq;
 mod support;
+mod uvm_eval;
