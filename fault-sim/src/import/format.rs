@@ -1,6 +1,6 @@
 use clap::ValueEnum;
 
-use super::{BadLine, Settings, csv, ftrace, kfd, lackey, perf_script, perf_trace, prq, uvm_eval};
+use super::{BadLine, Settings, csv, ftrace, kfd, lackey, perf_script, perf_trace, prq, uvm_eval, xe};
 use crate::trace::Event;
 
 /// What other tools write. Its name is what `--format` takes and what a trace says of its origin.
@@ -11,6 +11,8 @@ pub enum Format {
     UvmEval,
     /// Events of AMD's KFD (page faults, migrations, unmaps), as text.
     Kfd,
+    /// Debug lines of Intel's xe driver in the kernel's log.
+    Xe,
     /// `intel_iommu:prq_report` of ftrace: page requests of a device.
     #[value(name = "prq_report")]
     Prq,
@@ -82,6 +84,7 @@ impl Format {
         match self {
             Self::UvmEval => "uvm-eval",
             Self::Kfd => "kfd",
+            Self::Xe => "xe",
             Self::Prq => "prq_report",
             Self::Ftrace => "ftrace",
             Self::PerfScript => "perf-script",
@@ -102,6 +105,7 @@ impl Format {
         Some(match self {
             Self::UvmEval => Box::new(uvm_eval::UvmEval::default()),
             Self::Kfd => Box::new(kfd::Kfd::new(settings)),
+            Self::Xe => Box::new(xe::Xe::new(settings)),
             Self::Prq => Box::new(prq::Prq::new(settings)),
             Self::Ftrace => Box::new(ftrace::Ftrace::new(settings)),
             Self::PerfScript => Box::new(perf_script::PerfScript::new(settings)),
@@ -120,6 +124,7 @@ impl Format {
         match self {
             Self::UvmEval => uvm_eval::NOTHING,
             Self::Kfd => kfd::NOTHING,
+            Self::Xe => xe::NOTHING,
             Self::Prq => prq::NOTHING,
             Self::Ftrace => ftrace::NOTHING,
             Self::PerfScript => perf_script::NOTHING,

@@ -46,6 +46,7 @@ mod sink;
 mod source;
 mod spaces;
 mod uvm_eval;
+mod xe;
 
 pub use error::{BadLine, ImportError};
 pub use format::Format;

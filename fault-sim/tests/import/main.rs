@@ -10,3 +10,4 @@ mod perf_trace;
 mod prq;
 mod support;
 mod uvm_eval;
+mod xe;
