@@ -3,6 +3,7 @@
 use granule::units::PAGE_SHIFT;
 
 use super::BadLine;
+use crate::trace::{Event, EventKind, MigrationCause};
 
 /// Nanoseconds in a second, as a number of decimal places.
 const SECOND: u32 = 9;
@@ -69,6 +70,18 @@ pub(super) fn pages_of(address: u64, bytes: u64) -> Result<(u64, u32), BadLine> 
     let pages = page_of(last) - page_of(address) + 1;
     let pages = u32::try_from(pages).map_err(|_| wrong("it covers more pages than an event can"))?;
     Ok((page_of(address), pages))
+}
+
+/// Pages that moved. `to` is the number of the device that they went to; `None` is system memory.
+pub(super) fn migration(
+    time_ns: u64,
+    page: u64,
+    pages: u32,
+    cause: MigrationCause,
+    to: Option<u16>,
+) -> Event {
+    let engine = to.map_or(0, |device| device.saturating_add(1));
+    Event { engine, detail: cause as u8, ..Event::range(time_ns, page, pages, EventKind::Migration) }
 }
 
 /// A number of an engine: 16 bits.

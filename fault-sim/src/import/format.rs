@@ -1,12 +1,19 @@
 use clap::ValueEnum;
 
-use super::{BadLine, Settings, csv, ftrace, kfd, lackey, perf_script, perf_trace, prq, uvm_eval, xe};
+use super::uvm_tools::Version;
+use super::{
+    BadLine, Settings, csv, ftrace, kfd, lackey, perf_script, perf_trace, prq, uvm_eval, uvm_tools, xe,
+};
 use crate::trace::Event;
 
 /// What other tools write. Its name is what `--format` takes and what a trace says of its origin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 #[non_exhaustive]
 pub enum Format {
+    /// Entries of the event queue of NVIDIA's UVM tools, version 1 (64 bytes each).
+    UvmToolsV1,
+    /// The same, version 2 (72 bytes each).
+    UvmToolsV2,
     /// Logs of NVIDIA's driver as uvm-eval patches it, 14 or 15 fields to a fault.
     UvmEval,
     /// Events of AMD's KFD (page faults, migrations, unmaps), as text.
@@ -82,6 +89,8 @@ impl Format {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::UvmToolsV1 => "uvm-tools-v1",
+            Self::UvmToolsV2 => "uvm-tools-v2",
             Self::UvmEval => "uvm-eval",
             Self::Kfd => "kfd",
             Self::Xe => "xe",
@@ -103,6 +112,7 @@ impl Format {
     /// A parser, if it is a text format.
     pub(super) fn parser(self, settings: &Settings) -> Option<Box<dyn Parse>> {
         Some(match self {
+            Self::UvmToolsV1 | Self::UvmToolsV2 => return None,
             Self::UvmEval => Box::new(uvm_eval::UvmEval::default()),
             Self::Kfd => Box::new(kfd::Kfd::new(settings)),
             Self::Xe => Box::new(xe::Xe::new(settings)),
@@ -115,6 +125,15 @@ impl Format {
         })
     }
 
+    /// How its entries are laid out, if it is a binary format.
+    pub(super) fn entries(self) -> Option<Version> {
+        match self {
+            Self::UvmToolsV1 => Some(Version::One),
+            Self::UvmToolsV2 => Some(Version::Two),
+            _ => None,
+        }
+    }
+
     /// Whether the tool ends every line, so that a file whose last line has no end was cut off.
     pub(super) fn ends_every_line(self) -> bool {
         self != Self::Csv
@@ -122,6 +141,7 @@ impl Format {
 
     pub(super) fn nothing(self) -> Nothing {
         match self {
+            Self::UvmToolsV1 | Self::UvmToolsV2 => uvm_tools::NOTHING,
             Self::UvmEval => uvm_eval::NOTHING,
             Self::Kfd => kfd::NOTHING,
             Self::Xe => xe::NOTHING,

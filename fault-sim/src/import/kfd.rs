@@ -10,7 +10,7 @@
 //! 3. KFD has no event for a fault of the CPU: it shows as a migration, whose pages are more than those touched.
 //! 4. An engine is a GPU, numbered in the order of appearance.
 
-use super::fields::{decimal, hexadecimal};
+use super::fields::{decimal, hexadecimal, migration};
 use super::format::{Findings, Nothing, Parse, Seen};
 use super::prq::END_OF_USER_PAGES;
 use super::spaces::{Engines, Spaces};
@@ -125,8 +125,8 @@ impl Parse for Kfd {
                         return Err(BadLine::Range { field: "trigger", found, why });
                     }
                 };
-                let engine = if to == 0 { 0 } else { self.engines.number(to) };
-                Some(Event { pages, engine, kind: EventKind::Migration, detail: cause as u8, ..at(page) })
+                let to = (to != 0).then(|| self.engines.number(to));
+                Some(migration(time_ns, page, pages, cause, to))
             }
             6 => {
                 let (page, pages) = words.place()?;

@@ -46,6 +46,7 @@ mod sink;
 mod source;
 mod spaces;
 mod uvm_eval;
+mod uvm_tools;
 mod xe;
 
 pub use error::{BadLine, ImportError};

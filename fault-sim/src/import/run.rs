@@ -8,6 +8,7 @@ use clap::ValueEnum;
 
 use super::format::Seen;
 use super::lines::{Lines, MOST_BYTES};
+use super::uvm_tools::{UvmTools, Version, version};
 use super::{BadLine, Format, ImportError, Pids, Report, Sink, Take};
 use crate::progress::Progress;
 use crate::result::COMMIT;
@@ -102,6 +103,17 @@ impl Input {
         if head.starts_with(b"PAR1") {
             return Err(ImportError::AlreadyTrace(self.path.clone()));
         }
+        if let Some((what, command)) = convertible(&head, &self.path) {
+            return Err(ImportError::Convert { path: self.path.clone(), what, command });
+        }
+        if head.contains(&0) {
+            let version = version(&head, self.bytes);
+            let format = version.map(|version| match version {
+                Version::One => Format::UvmToolsV1,
+                Version::Two => Format::UvmToolsV2,
+            });
+            return format.ok_or_else(|| ImportError::Unknown(self.path.clone()));
+        }
         let found = self.detect_text(settings);
         self.file.rewind().map_err(|source| self.io(source))?;
         found?.ok_or_else(|| ImportError::Unknown(self.path.clone()))
@@ -128,6 +140,47 @@ impl Input {
             }
         }
         Ok(second_best)
+    }
+
+    /// Entries of one size.
+    fn entries(
+        &mut self,
+        format: Format,
+        version: Version,
+        settings: &Settings,
+        sink: &mut Sink<'_>,
+        progress: &Progress,
+    ) -> Result<Report, ImportError> {
+        let mut report = Report::new(&self.path, format, self.bytes);
+        let mut parser = UvmTools::new(version);
+        let mut from = BufReader::with_capacity(CHUNK_BYTES, &self.file);
+        let (mut entry, mut shown) = (Vec::with_capacity(version.bytes()), 0);
+        loop {
+            entry.clear();
+            let read = from.by_ref().take(version.bytes() as u64).read_to_end(&mut entry);
+            let read = read.map_err(|source| self.io(source))?;
+            if read == 0 {
+                break;
+            }
+            shown += read as u64;
+            if shown >= CHUNK_BYTES as u64 {
+                progress.add(std::mem::take(&mut shown));
+            }
+            let number = report.lines;
+            report.lines += 1;
+            let found = if read < version.bytes() { Err(BadLine::CutOff) } else { parser.entry(&entry) };
+            match found {
+                Ok(Some(event)) => sink.push(event)?,
+                Ok(None) => report.other += 1,
+                Err(source) if settings.lenient => report.skip(number, &source),
+                Err(source) => {
+                    return Err(ImportError::Entry { path: self.path.clone(), format, number, source });
+                }
+            }
+        }
+        sink.finish()?;
+        report.close(parser.findings(), sink);
+        Ok(report)
     }
 
     fn text(
@@ -186,6 +239,24 @@ impl Input {
     }
 }
 
+/// What a file is that its own tool must turn into a text first, and the command that does.
+fn convertible(head: &[u8], path: &Path) -> Option<(&'static str, String)> {
+    let path = path.display();
+    let known: [(&[u8], &str, String); 5] = [
+        (
+            b"PERFILE2",
+            "a recording of perf",
+            format!("perf script -F comm,pid,tid,time,event,addr,ip -i {path}"),
+        ),
+        (b"\x17\x08\x44tracing", "a recording of trace-cmd", format!("trace-cmd report -i {path}")),
+        (b"\x1f\x8b", "compressed", format!("gunzip --keep {path}")),
+        (b"\xfd7zXZ\0", "compressed", format!("unxz --keep {path}")),
+        (b"\x28\xb5\x2f\xfd", "compressed", format!("unzstd {path}")),
+    ];
+    let found = known.into_iter().find(|(magic, ..)| head.starts_with(magic));
+    found.map(|(_, what, command)| (what, command))
+}
+
 /// The format of a file, by its contents.
 ///
 /// # Errors
@@ -211,7 +282,10 @@ pub fn import(
     };
     progress.begin("import", input.bytes);
     let mut sink = Sink::new(into);
-    let report = input.text(format, settings, &mut sink, progress)?;
+    let report = match format.entries() {
+        Some(version) => input.entries(format, version, settings, &mut sink, progress)?,
+        None => input.text(format, settings, &mut sink, progress)?,
+    };
     progress.clear();
     if report.events == 0 {
         let nothing = format.nothing();

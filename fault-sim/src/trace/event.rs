@@ -87,7 +87,8 @@ pub struct Event {
     pub page: u64,
     /// How many pages; 1 for accesses and faults.
     pub pages: u32,
-    /// Which engine of the device (a uTLB, a queue), or which CPU.
+    /// Which engine of the device (a uTLB, a queue), or which CPU. Of a migration where the pages went: 0 is system
+    /// memory, otherwise it is 1 + the number of the device.
     pub engine: u16,
     /// What happened.
     pub kind: EventKind,

@@ -15,9 +15,9 @@ fn kfd_counts_pages_too() {
         ..Event::range(time, page, pages, EventKind::Migration)
     };
     let wanted = [
-        moved(1_000, 0x7f12a5a00, 0x200, MigrationCause::User, 0),
+        moved(1_000, 0x7f12a5a00, 0x200, MigrationCause::User, 1),
         fault(5_000, 0x7f12a5c10, Access::Write, 0),
-        moved(6_000, 0x7f12a5c00, 0x200, MigrationCause::Fault, 0),
+        moved(6_000, 0x7f12a5c00, 0x200, MigrationCause::Fault, 1),
         fault(40_000, 0x7f12a5e00, Access::Read, 1),
         moved(60_000, 0x7f12a5c00, 0x10, MigrationCause::Fault, 0),
         moved(80_000, 0x7f12a5c00, 0x200, MigrationCause::Eviction, 0),

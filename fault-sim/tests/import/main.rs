@@ -10,4 +10,5 @@ mod perf_trace;
 mod prq;
 mod support;
 mod uvm_eval;
+mod uvm_tools;
 mod xe;
