@@ -111,10 +111,14 @@ fn profile(options: &Options, reader: &TraceReader) -> Result<&'static Profile, 
 
 /// The profile of the hardware that a trace most likely comes from.
 fn nearest(origin: &str) -> &'static Profile {
-    let name = match origin.split_whitespace().next().unwrap_or_default() {
+    // Nsight Systems names the device.
+    let devices =
+        [("A100-PCI", "a100-pcie"), ("A100", "a100-sxm"), ("2080 Ti", "rtx-2080-ti"), ("TITAN V", "titan-v")];
+    let device = devices.iter().find(|(device, _)| origin.contains(device)).map(|(_, profile)| *profile);
+    let name = match origin.split([' ', ',']).next().unwrap_or_default() {
         "xe" | "prq_report" => "intel-xe",
         "run" => "granule",
-        _ => "a100-sxm",
+        _ => device.unwrap_or("a100-sxm"),
     };
     profile_named(name).unwrap_or(&PROFILES[0])
 }

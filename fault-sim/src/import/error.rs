@@ -157,6 +157,46 @@ pub enum ImportError {
         /// What is wrong.
         source: BadLine,
     },
+    /// A bad row of a data base.
+    #[error("row {number} of {table} in {path} means nothing: {source}{way}", path = .path.display(), way = .source.way_out())]
+    Row {
+        /// Which file.
+        path: PathBuf,
+        /// Which table.
+        table: &'static str,
+        /// Its rowid.
+        number: u64,
+        /// What is wrong.
+        source: BadLine,
+    },
+    /// A data base of another making.
+    #[error("{table} in {path} has no column {column}; export it again with `nsys export --type sqlite` of Nsight Systems 2021 or later", path = .path.display())]
+    Column {
+        /// Which file.
+        path: PathBuf,
+        /// Which table.
+        table: &'static str,
+        /// Which column.
+        column: &'static str,
+    },
+    /// A data base whose end is missing.
+    #[error("{path} is cut off: it has {bytes} bytes, and its header speaks of {wanted} in whole pages; copy or export it again", path = .path.display())]
+    CutOff {
+        /// Which file.
+        path: PathBuf,
+        /// What it has.
+        bytes: u64,
+        /// What its header says.
+        wanted: u64,
+    },
+    /// SQLite refuses.
+    #[error("{path} cannot be read as the SQLite data base that it begins like: {source}; export it again with `nsys export --type sqlite`", path = .path.display())]
+    Base {
+        /// Which file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
     /// Not one event.
     #[error("{path} is {format} and holds no {what}; {advice}", path = .path.display(), format = .format.name())]
     Nothing {

@@ -2,7 +2,7 @@ use clap::ValueEnum;
 
 use super::uvm_tools::Version;
 use super::{
-    BadLine, Settings, csv, ftrace, kfd, lackey, perf_script, perf_trace, prq, uvm_eval, uvm_tools, xe,
+    BadLine, Settings, csv, ftrace, kfd, lackey, nsys, perf_script, perf_trace, prq, uvm_eval, uvm_tools, xe,
 };
 use crate::trace::Event;
 
@@ -10,6 +10,8 @@ use crate::trace::Event;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 #[non_exhaustive]
 pub enum Format {
+    /// The SQLite export of Nsight Systems: copies of unified memory with their causes, and page faults.
+    Nsys,
     /// Entries of the event queue of NVIDIA's UVM tools, version 1 (64 bytes each).
     UvmToolsV1,
     /// The same, version 2 (72 bytes each).
@@ -89,6 +91,7 @@ impl Format {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Nsys => "nsys",
             Self::UvmToolsV1 => "uvm-tools-v1",
             Self::UvmToolsV2 => "uvm-tools-v2",
             Self::UvmEval => "uvm-eval",
@@ -112,7 +115,7 @@ impl Format {
     /// A parser, if it is a text format.
     pub(super) fn parser(self, settings: &Settings) -> Option<Box<dyn Parse>> {
         Some(match self {
-            Self::UvmToolsV1 | Self::UvmToolsV2 => return None,
+            Self::Nsys | Self::UvmToolsV1 | Self::UvmToolsV2 => return None,
             Self::UvmEval => Box::new(uvm_eval::UvmEval::default()),
             Self::Kfd => Box::new(kfd::Kfd::new(settings)),
             Self::Xe => Box::new(xe::Xe::new(settings)),
@@ -141,6 +144,7 @@ impl Format {
 
     pub(super) fn nothing(self) -> Nothing {
         match self {
+            Self::Nsys => nsys::NOTHING,
             Self::UvmToolsV1 | Self::UvmToolsV2 => uvm_tools::NOTHING,
             Self::UvmEval => uvm_eval::NOTHING,
             Self::Kfd => kfd::NOTHING,

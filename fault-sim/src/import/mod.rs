@@ -36,6 +36,7 @@ mod kfd;
 mod lackey;
 mod lines;
 mod log;
+mod nsys;
 mod order;
 mod perf_script;
 mod perf_trace;

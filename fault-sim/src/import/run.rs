@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use super::format::Seen;
 use super::lines::{Lines, MOST_BYTES};
 use super::uvm_tools::{UvmTools, Version, version};
-use super::{BadLine, Format, ImportError, Pids, Report, Sink, Take};
+use super::{BadLine, Format, ImportError, Pids, Report, Sink, Take, nsys};
 use crate::progress::Progress;
 use crate::result::COMMIT;
 use crate::trace::{Access, Event, EventKind, Metadata, Summary, TraceWriter};
@@ -106,17 +106,32 @@ impl Input {
         if let Some((what, command)) = convertible(&head, &self.path) {
             return Err(ImportError::Convert { path: self.path.clone(), what, command });
         }
+        if head.starts_with(b"SQLite format 3\0") {
+            return Ok(Format::Nsys);
+        }
         if head.contains(&0) {
             let version = version(&head, self.bytes);
             let format = version.map(|version| match version {
                 Version::One => Format::UvmToolsV1,
                 Version::Two => Format::UvmToolsV2,
             });
-            return format.ok_or_else(|| ImportError::Unknown(self.path.clone()));
+            return format.ok_or_else(|| self.unknown());
         }
         let found = self.detect_text(settings);
         self.file.rewind().map_err(|source| self.io(source))?;
-        found?.ok_or_else(|| ImportError::Unknown(self.path.clone()))
+        found?.ok_or_else(|| self.unknown())
+    }
+
+    /// What is said of a file of no format. A recording of Nsight Systems has no mark in its contents that is
+    /// documented, so here, where nothing else is left, its name is looked at.
+    fn unknown(&self) -> ImportError {
+        let path = self.path.clone();
+        let is_recording = path.extension().is_some_and(|name| name == "nsys-rep" || name == "qdrep");
+        if !is_recording {
+            return ImportError::Unknown(path);
+        }
+        let command = format!("nsys export --type sqlite {}", path.display());
+        ImportError::Convert { path, what: "a recording of Nsight Systems", command }
     }
 
     /// The format of which the first line is that any format takes for its own; if there is none, of which the first
@@ -284,6 +299,7 @@ pub fn import(
     let mut sink = Sink::new(into);
     let report = match format.entries() {
         Some(version) => input.entries(format, version, settings, &mut sink, progress)?,
+        None if format == Format::Nsys => nsys::read(path, input.bytes, settings, &mut sink)?,
         None => input.text(format, settings, &mut sink, progress)?,
     };
     progress.clear();

@@ -5,6 +5,7 @@ mod csv;
 mod ftrace;
 mod kfd;
 mod lackey;
+mod nsys;
 mod perf_script;
 mod perf_trace;
 mod prq;
