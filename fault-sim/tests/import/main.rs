@@ -3,6 +3,8 @@
 
 mod csv;
 mod ftrace;
+mod hostile;
+mod huge;
 mod kfd;
 mod lackey;
 mod nsys;
