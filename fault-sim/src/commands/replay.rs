@@ -18,6 +18,7 @@ use crate::policy::catalogue::{self, NameError};
 use crate::progress::Progress;
 use crate::replay::{
     Engine, Future, FutureError, LEAST_BYTES, Limits, PROFILES, Profile, SetupError, profile_named,
+    profile_nearest,
 };
 use crate::result::{COMMIT, Outcome, Row, metrics};
 use crate::size::Amount;
@@ -105,22 +106,8 @@ pub fn main(options: &Options) -> ExitCode {
 fn profile(options: &Options, reader: &TraceReader) -> Result<&'static Profile, ReplayError> {
     match &options.cost {
         Some(name) => profile_named(name).ok_or_else(|| ReplayError::Profile(name.clone())),
-        None => Ok(nearest(&reader.metadata().origin)),
+        None => Ok(profile_nearest(&reader.metadata().origin)),
     }
-}
-
-/// The profile of the hardware that a trace most likely comes from.
-fn nearest(origin: &str) -> &'static Profile {
-    // Nsight Systems names the device.
-    let devices =
-        [("A100-PCI", "a100-pcie"), ("A100", "a100-sxm"), ("2080 Ti", "rtx-2080-ti"), ("TITAN V", "titan-v")];
-    let device = devices.iter().find(|(device, _)| origin.contains(device)).map(|(_, profile)| *profile);
-    let name = match origin.split([' ', ',']).next().unwrap_or_default() {
-        "xe" | "prq_report" => "intel-xe",
-        "run" => "granule",
-        _ => device.unwrap_or("a100-sxm"),
-    };
-    profile_named(name).unwrap_or(&PROFILES[0])
 }
 
 fn replay(options: &Options) -> Result<(), ReplayError> {

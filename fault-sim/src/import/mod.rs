@@ -56,4 +56,4 @@ pub use report::Report;
 pub use run::{Settings, Side, detect, import, import_file, import_to};
 pub use sink::{Sink, Take};
 pub use source::{OpenError, Source};
-pub use spaces::Pids;
+pub use spaces::{Pids, PidsError};

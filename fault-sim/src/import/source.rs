@@ -72,7 +72,7 @@ impl Source {
         let folder = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let room = |source| OpenError::Room { folder: folder.clone(), source };
         let file = nameless(&folder).map_err(room)?;
-        let writer = TraceWriter::in_file(file.try_clone().map_err(room)?, path, &not_yet_known())?;
+        let writer = TraceWriter::in_file(file.try_clone().map_err(room)?, &folder, &not_yet_known())?;
         let (report, _) = import_file(path, &Settings::default(), writer, &Progress::new())?;
         Ok(Self { imported: Some((file, report)), ..source })
     }

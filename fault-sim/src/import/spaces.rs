@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::str::FromStr;
 
+use thiserror::Error;
+
 use super::BadLine;
 
 /// Whose addresses are imported.
@@ -18,18 +20,21 @@ pub enum Pids {
     These(Vec<u64>),
 }
 
-impl FromStr for Pids {
-    type Err = String;
+/// What is said of a text that names no processes.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("{0:?} is neither a list of numbers such as 47,48 nor all")]
+pub struct PidsError(String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for Pids {
+    type Err = PidsError;
+
+    fn from_str(text: &str) -> Result<Self, PidsError> {
         if text == "all" {
             return Ok(Self::All);
         }
         let numbers = text.split(',').map(|number| number.trim().parse::<u64>());
         let numbers = numbers.collect::<Result<_, _>>();
-        numbers
-            .map(Self::These)
-            .map_err(|_| format!("{text:?} is neither a list of numbers such as 47,48 nor all"))
+        numbers.map(Self::These).map_err(|_| PidsError(text.to_owned()))
     }
 }
 

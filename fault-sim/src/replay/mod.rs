@@ -42,4 +42,4 @@ pub use engine::{Engine, LEAST_BYTES, Limits, SetupError};
 pub use future::{Future, FutureError, NEVER, Schedule};
 pub use histogram::Histogram;
 pub use metrics::Metrics;
-pub use profile::{Figure, PROFILES, Profile, profile_named};
+pub use profile::{Figure, PROFILES, Profile, profile_named, profile_nearest};

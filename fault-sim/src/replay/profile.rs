@@ -201,3 +201,17 @@ pub const PROFILES: &[Profile] = &[
 pub fn profile_named(name: &str) -> Option<&'static Profile> {
     PROFILES.iter().find(|profile| profile.name == name)
 }
+
+/// The profile of the hardware that a trace with this origin most likely comes from.
+pub fn profile_nearest(origin: &str) -> &'static Profile {
+    // Nsight Systems names the device.
+    let devices =
+        [("A100-PCI", "a100-pcie"), ("A100", "a100-sxm"), ("2080 Ti", "rtx-2080-ti"), ("TITAN V", "titan-v")];
+    let device = devices.iter().find(|(device, _)| origin.contains(device)).map(|(_, profile)| *profile);
+    let name = match origin.split([' ', ',']).next().unwrap_or_default() {
+        "xe" | "prq_report" => "intel-xe",
+        "run" => "granule",
+        _ => device.unwrap_or("a100-sxm"),
+    };
+    profile_named(name).unwrap_or(&PROFILES[0])
+}
