@@ -1,5 +1,6 @@
 //! Where results go: standard output, or a file that is whole or not there.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -37,10 +38,7 @@ impl Output {
     /// The file cannot be written.
     pub fn write(&self, text: &str) -> Result<(), OutputError> {
         match &self.output {
-            None => {
-                print!("{text}");
-                Ok(())
-            }
+            None => to_stdout(text),
             Some(path) => write_whole(path, text.as_bytes()),
         }
     }
@@ -48,6 +46,20 @@ impl Output {
     /// Whether the result is JSON: asked for, or written to a file without another wish.
     pub fn is_json(&self) -> bool {
         self.json || (self.output.is_some() && !self.csv)
+    }
+}
+
+/// Writes a text to standard output. A reader that has closed it has seen enough: no error.
+///
+/// # Errors
+/// It cannot be written (a disk is full).
+pub fn to_stdout(text: &str) -> Result<(), OutputError> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(OutputError { path: "standard output".into(), source })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::accelerator::{Accelerator, WorkError};
 use crate::alloc::{Arena, Source};
 use crate::memory;
+use crate::output;
 use crate::progress::Progress;
 use crate::report::{Asked, Measured, Report};
 use crate::shaders::{OpenError, ShaderDevice};
@@ -201,12 +202,9 @@ impl RunError {
 pub fn main(options: &Options) -> ExitCode {
     match run(options) {
         Ok(report) => {
-            if options.json {
-                println!("{}", report.json());
-            } else {
-                print!("{}", report.table());
-            }
-            match report.error {
+            let text = if options.json { format!("{}\n", report.json()) } else { report.table() };
+            let unwritten = output::to_stdout(&text).err().map(|error| error.to_string());
+            match report.error.or(unwritten) {
                 None => ExitCode::SUCCESS,
                 Some(sentence) => {
                     eprintln!("{sentence}");

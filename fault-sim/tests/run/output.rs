@@ -135,3 +135,28 @@ fn the_page_about_counters_is_complete() {
         assert!(page.contains(&format!("| {title}")), "docs/counters.md does not explain the row {label:?}");
     }
 }
+
+/// A reader that closes the pipe early is no error; a full disk is one, in a sentence.
+#[test]
+fn standard_output_that_takes_nothing() {
+    use std::process::{Command, Stdio};
+    let run = |stdout: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fault-sim"));
+        command.args(["run", "--json", "--size", "4MiB"]).stdout(stdout).stderr(Stdio::piped());
+        command.spawn().expect("the built program starts")
+    };
+    let mut child = run(Stdio::piped());
+    drop(child.stdout.take());
+    let out = child.wait_with_output().expect("it ends");
+    assert_eq!(
+        (out.status.code(), out.stderr.len()),
+        (Some(0), 0),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("a device that is always full");
+    let out = run(full.into()).wait_with_output().expect("it ends");
+    let sentence = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{sentence}");
+    assert!(sentence.lines().count() == 1 && sentence.contains("standard output"), "{sentence}");
+}
