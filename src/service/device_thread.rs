@@ -9,6 +9,7 @@ use crate::fault::{BlockFault, group, is_served, register, release, revalidate, 
 use crate::granule::UserptrNo;
 use crate::migrate::{Retry, abandon, to_ram, unlink};
 use crate::ports::{Clock, Count, DeviceFault, Host, HostError, Timing};
+use crate::sync::Ordering;
 use crate::units::{BlockNo, DeviceId, GRANULE_BYTES, Iova, PageIndex, PageMask, Seat, VirtAddr, VirtRange};
 
 /// Faults fetched at once.
