@@ -327,7 +327,7 @@ impl Host for LinuxHost {
     }
 
     fn disarm(&self, block: BlockNo) {
-        if self.armed_mode() == Mode::Both {
+        if self.armed_mode() == Mode::Both || self.is_changing() {
             return;
         }
         let held = self.tables.lock();
@@ -341,8 +341,9 @@ impl Host for LinuxHost {
             }
             // SAFETY: in this mode nothing is trapped.
             let disarmed = unsafe { self.register(&held, part, Mode::WriteProtect) }.is_ok();
-            if disarmed && held.armed.remove(part).is_err() {
-                // No room to note it: keep the table true.
+            // Looked at again: mremap may just have brought pages that are away, and nobody was told yet.
+            if disarmed && (self.is_changing() || held.armed.remove(part).is_err()) {
+                // Trapped on, without anything away perhaps: that costs time only. Or no room to note it.
                 // SAFETY: the caller of `open` vouches that faults are served.
                 let _ = unsafe { self.register(&held, part, Mode::Missing) };
             }
