@@ -89,8 +89,17 @@ impl BadLine {
 
 /// The beginning of a text, for a sentence.
 fn short(text: &str) -> String {
-    const MOST: usize = 40;
-    let mut shown: String = text.chars().take(MOST).collect();
+    beginning(text, 40)
+}
+
+/// What SQLite says, which may quote much of the data base.
+fn one_line(source: &rusqlite::Error) -> String {
+    let text = source.to_string();
+    beginning(&text.split_whitespace().collect::<Vec<_>>().join(" "), 160)
+}
+
+fn beginning(text: &str, most: usize) -> String {
+    let mut shown: String = text.chars().take(most).collect();
     if shown.len() < text.len() {
         shown.push_str("...");
     }
@@ -190,7 +199,7 @@ pub enum ImportError {
         wanted: u64,
     },
     /// SQLite refuses.
-    #[error("{path} cannot be read as the SQLite data base that it begins like: {source}; export it again with `nsys export --type sqlite`", path = .path.display())]
+    #[error("{path} cannot be read as the SQLite data base that it begins like: {why}; export it again with `nsys export --type sqlite`", path = .path.display(), why = one_line(.source))]
     Base {
         /// Which file.
         path: PathBuf,

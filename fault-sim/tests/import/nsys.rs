@@ -192,3 +192,15 @@ fn a_data_base_that_is_cut_off_is_refused() {
         }
     }
 }
+
+/// SQLite quotes what it cannot read: one line of it is said.
+#[test]
+fn a_schema_that_means_nothing_is_said_in_one_line() {
+    let folder = Folder::new();
+    let broken = "PRAGMA writable_schema = ON;
+                  UPDATE sqlite_master SET sql = 'CREATE TABLE' || char(10) || '`' || char(10) || hex(zeroblob(500))
+                  WHERE name = 'StringIds';";
+    let sentence = refused(&changed(&folder, "t", broken));
+    assert!(sentence.contains("malformed database schema") && !sentence.contains('\n'), "{sentence}");
+    assert!(sentence.len() < 500, "{sentence}");
+}
