@@ -8,7 +8,7 @@ use granule::units::PAGE_BYTES;
 use thiserror::Error;
 
 use crate::import::{Format, ImportError, Pids, Settings, Side, import_to};
-use crate::output::{Ending, end};
+use crate::output::{Ending, Output, OutputError, end};
 use crate::progress::Progress;
 use crate::result::shown_bytes;
 
@@ -41,6 +41,8 @@ pub struct Options {
 enum CommandError {
     #[error(transparent)]
     Import(#[from] ImportError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
     #[error("{path} would be written over itself; name another file with -o", path = .0.display())]
     Itself(PathBuf),
     #[error("{path} has no name to make one for the trace from; name one with -o", path = .0.display())]
@@ -52,6 +54,7 @@ impl Ending for CommandError {
         match self {
             Self::Import(ImportError::Io { what, .. }) => *what == "opened",
             Self::Import(error) => error.refuses(),
+            Self::Output(_) => false,
             Self::Itself(_) | Self::NoName(_) => true,
         }
     }
@@ -79,12 +82,12 @@ fn run(options: &Options) -> Result<(), CommandError> {
     let pids = options.pid.clone().unwrap_or_default();
     let settings = Settings { format: options.format, lenient: options.lenient, side: options.side, pids };
     let (report, summary) = import_to(&options.file, &settings, &output, &Progress::new())?;
-    if options.json {
-        println!("{}", serde_json::json!({ "trace": output, "report": report, "summary": summary }));
+    let text = if options.json {
+        format!("{}\n", serde_json::json!({ "trace": output, "report": report, "summary": summary }))
     } else {
-        print!("{}", report.table());
         let footprint = shown_bytes(summary.footprint_pages * PAGE_BYTES);
-        println!("{}: {} events over {footprint}", output.display(), summary.events);
-    }
-    Ok(())
+        let last = format!("{}: {} events over {footprint}\n", output.display(), summary.events);
+        report.table() + &last
+    };
+    Ok(Output::default().write(&text)?)
 }

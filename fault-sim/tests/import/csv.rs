@@ -151,3 +151,18 @@ fn where_the_trace_of_a_foreign_file_is_kept() {
     assert!(out.status.code() == Some(1) && sentence.contains("name another folder by TMPDIR"), "{sentence}");
     assert_eq!(fault_sim(&folder, &["inspect", "rows"]).status.code(), Some(0));
 }
+
+/// Who reads what is said may stop reading.
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let folder = Folder::new();
+    folder.with("rows", GOOD);
+    let (read, write) = std::io::pipe().expect("a pipe");
+    drop(read);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_fault-sim"));
+    let command = command.args(["import", "rows", "-o", "t"]).current_dir(folder.file("")).stdout(write);
+    let out = command.output().expect("the built program starts");
+    let sentence = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() != Some(101) && !sentence.contains("panicked"), "{sentence}");
+    assert_eq!(super::support::read(&folder.file("t")), good(), "the trace is whole");
+}
