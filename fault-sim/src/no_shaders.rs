@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::accelerator::Tables;
 use crate::commands::devices::Listed;
+use crate::commands::run::Mode;
 
 /// Why no device was opened.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -45,7 +46,7 @@ pub struct ShaderDevice(Infallible);
 
 #[allow(missing_docs, clippy::missing_errors_doc, reason = "as in shaders.rs")]
 impl ShaderDevice {
-    pub fn open(_: Option<&str>, _: u64) -> Result<Self, OpenError> {
+    pub fn open(_: Option<&str>, _: u64, _: Option<Mode>) -> Result<Self, OpenError> {
         Err(OpenError)
     }
     pub fn add_to(&self, _: SvmBuilder) -> SvmBuilder {

@@ -4,10 +4,13 @@ use std::sync::Mutex;
 
 use granule::service::SvmBuilder;
 use granule::units::{DevAddr, DevMemAddr};
-use granule_backends::vulkan::{DeviceInfo, Kernel, SAVED_WORDS, Select, VulkanDevice, shaders};
+use granule_backends::vulkan::{
+    DeviceInfo, Kernel, Mode as ShaderMode, SAVED_WORDS, Select, VulkanDevice, shaders,
+};
 
 use crate::accelerator::Tables;
 use crate::commands::devices::Listed;
+use crate::commands::run::Mode;
 
 pub use granule_backends::vulkan::{LaunchError, VulkanError as OpenError};
 
@@ -63,7 +66,10 @@ pub fn devices() -> Result<Vec<Listed>, OpenError> {
 
 fn listed(info: DeviceInfo) -> Listed {
     let (mode, why) = match info.lacks {
-        None => (Some("translation"), "the shader walks a page table before it reaches memory".to_owned()),
+        None => {
+            let (mode, why) = info.mode();
+            (Some(mode.name()), why.to_owned())
+        }
         Some(lacks) => (None, format!("it lacks {lacks}")),
     };
     let listed = Listed {
@@ -100,9 +106,15 @@ impl ShaderDevice {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(meant: Option<&str>, memory_bytes: u64) -> Result<Self, OpenError> {
+    pub fn open(meant: Option<&str>, memory_bytes: u64, mode: Option<Mode>) -> Result<Self, OpenError> {
         let select = meant.map_or(Select::Any, Select::parse);
-        let device = VulkanDevice::builder().select(select).memory_bytes(memory_bytes).build()?;
+        let builder = VulkanDevice::builder().select(select).memory_bytes(memory_bytes);
+        let builder = match mode {
+            None => builder,
+            Some(Mode::Translation) => builder.mode(ShaderMode::Translation),
+            Some(Mode::Sparse) => builder.mode(ShaderMode::Sparse),
+        };
+        let device = builder.build()?;
         Ok(Self { device, kernels: Mutex::default() })
     }
 

@@ -47,6 +47,8 @@ layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Gra
     uint64_t memory;
     uint64_t windows;
     uint window_mask;
+    uint window_unused;
+    uint64_t directory;
 };
 
 // What one launch has: src/vulkan/launch_block.rs writes it.
@@ -227,9 +229,29 @@ void granule_announce(uint64_t at, uint access) {
     }
 }
 
+// Sparse mode: where the byte at a pointer lies if its page may be reached directly; else 0.
+uint64_t granule_direct(uint64_t at, uint access) {
+    uint64_t directory = granule_control.directory;
+    if (directory == 0ul || (at >> 47) != 0ul) {
+        return 0ul;
+    }
+    uint64_t record = GranuleEntry(directory + 8ul * (at >> 29)).value;
+    if (record == 0ul) {
+        return 0ul;
+    }
+    uint page = uint(at >> 12) & 0x1ffffu;
+    uint64_t bitmap = record + (access == GRANULE_WRITE ? 0x5000ul : 0x1000ul);
+    uint word = GranuleCount(bitmap + 4ul * uint64_t(page >> 5)).value;
+    return ((word >> (page & 31u)) & 1u) == 0u ? 0ul : GranuleEntry(record).value + (at & 0x1ffffffful);
+}
+
 // Inside a window: where the byte at a pointer lies for this device, until the end of its page; 0 if the item must give
 // up its turn, after granule_close.
 uint64_t granule_reach(uint64_t at, uint access) {
+    uint64_t direct = granule_direct(at, access);
+    if (direct != 0ul) {
+        return direct;
+    }
     uint64_t entry = granule_walk(granule_control.table, at);
     if (entry == 0ul || (access == GRANULE_WRITE && (entry & GRANULE_MAY_WRITE) == 0ul)) {
         granule_announce(at, access);

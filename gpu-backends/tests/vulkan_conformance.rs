@@ -10,30 +10,37 @@ use granule_backends::conformance::vulkan::VulkanUnderTest;
 use granule_backends::conformance::{self, TestDevice};
 use granule_backends::vulkan::VulkanDevice;
 
-use vulkan_support::{chosen, here};
+use vulkan_support::{builder, here, modes};
 
 #[test]
 fn the_vulkan_device_conforms() {
     let Some(_alone) = here() else { return };
-    let quiet = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let make = || -> Arc<dyn TestDevice> {
-        let test = Arc::new(VulkanUnderTest::new(chosen(), true).expect("a Vulkan device"));
-        quiet.lock().expect("no panic").push(test.clone());
-        test
-    };
-    let report = conformance::run(&make);
-    println!("{report}");
-    assert!(report.all_passed(), "{report}");
-    assert_eq!(report.outcomes.len(), conformance::names().count());
-    let said: Vec<_> =
-        quiet.lock().expect("no panic").iter().flat_map(|test| test.device.validation_messages()).collect();
-    assert!(said.is_empty(), "the validation layer says:\n{}", said.join("\n"));
+    for (mode, builder) in modes() {
+        let made = std::sync::Mutex::new(Vec::new());
+        let make = || -> Arc<dyn TestDevice> {
+            let test = VulkanUnderTest::new(builder.clone().validate(true)).expect("a Vulkan device");
+            let test = Arc::new(test);
+            made.lock().expect("no panic").push(test.clone());
+            test
+        };
+        let report = conformance::run(&make);
+        println!("{mode}:\n{report}");
+        assert!(report.all_passed(), "{mode}:\n{report}");
+        assert_eq!(report.outcomes.len(), conformance::names().count());
+        let said: Vec<_> = made
+            .lock()
+            .expect("no panic")
+            .iter()
+            .flat_map(|test: &Arc<VulkanUnderTest>| test.device.validation_messages())
+            .collect();
+        assert!(said.is_empty(), "{mode}: the validation layer says:\n{}", said.join("\n"));
+    }
 }
 
 /// Runs one check on a device that breaks a promise, and says how it failed.
 fn broken(promise: fn(&VulkanDevice), check: &str) -> String {
     let make = || -> Arc<dyn TestDevice> {
-        let test = VulkanUnderTest::new(chosen(), false).expect("a Vulkan device");
+        let test = VulkanUnderTest::new(builder()).expect("a Vulkan device");
         promise(&test.device);
         Arc::new(test)
     };

@@ -11,9 +11,9 @@ use granule::policy::LinkOnly;
 use granule::ports::{Count, FaultCause};
 use granule::service::{Granularity, Region, Svm};
 use granule::units::{PAGE_BYTES, VirtRange};
-use granule_backends::vulkan::{LaunchError, VulkanDevice, shaders};
+use granule_backends::vulkan::{Builder, LaunchError, shaders};
 
-use vulkan_support::{Aligned, chosen, here};
+use vulkan_support::{Aligned, builder, here, modes};
 
 const SIZE: usize = 8 << 20;
 
@@ -22,14 +22,19 @@ fn value(at: usize) -> u64 {
     (at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Sums ordinary memory on a device with so much memory, and says how many faults there were on how many pages.
-fn sum(device_bytes: u64, granularity: Granularity) -> (u64, u64, u64) {
-    let device = VulkanDevice::builder()
-        .select(chosen())
-        .memory_bytes(device_bytes)
-        .validate(true)
-        .build()
-        .expect("a device");
+/// What a sum cost.
+struct Cost {
+    /// Faults on different pages, and on pages that had left meanwhile.
+    faults: u64,
+    pages: u64,
+    evictions: u64,
+    /// Pages that the CPU took back.
+    to_ram: u64,
+}
+
+/// Sums ordinary memory on a device with so much memory.
+fn sum(builder: &Builder, device_bytes: u64, granularity: Granularity) -> Cost {
+    let device = builder.clone().memory_bytes(device_bytes).validate(true).build().expect("a device");
     let svm = Svm::builder().device(device.clone()).granularity(granularity).build().expect("a space");
     let data: Vec<u64> = (0..SIZE / 8).map(value).collect();
     let kernel = device.kernel(shaders::SUM).expect("a kernel");
@@ -46,25 +51,38 @@ fn sum(device_bytes: u64, granularity: Granularity) -> (u64, u64, u64) {
     drop(svm);
     let said = device.validation_messages();
     assert!(said.is_empty(), "the validation layer says:\n{}", said.join("\n"));
-    let unique = stats.count(Count::DeviceFaults) - stats.count(Count::DeviceFaultsDuplicate);
-    (unique, u64::from(pages), stats.count(Count::Evictions))
+    Cost {
+        faults: stats.count(Count::DeviceFaults) - stats.count(Count::DeviceFaultsDuplicate),
+        pages: u64::from(pages),
+        evictions: stats.count(Count::Evictions),
+        to_ram: stats.count(Count::PagesToRam),
+    }
 }
 
 #[test]
 fn a_sum_over_memory_that_fits_faults_once_per_page() {
     let Some(_alone) = here() else { return };
-    let (faults, pages, _) = sum(4 * SIZE as u64, Granularity::Kib4);
-    // Besides the data, the page of the sums.
-    assert_eq!(faults, pages + 1);
+    for (mode, builder) in modes() {
+        let Cost { faults, pages, to_ram, .. } = sum(&builder, 4 * SIZE as u64, Granularity::Kib4);
+        // Besides the data, the page of the sums. A page at the edge of the data may be shared with the allocator or the
+        // driver, who take it back: it may fault again.
+        assert!(
+            (pages + 1..=pages + 1 + to_ram).contains(&faults),
+            "{mode}: {faults} faults on {pages} pages"
+        );
+        assert!(to_ram < 10, "{mode}: {to_ram} pages were taken back");
+    }
 }
 
 #[test]
 fn a_sum_over_more_memory_than_the_device_has_evicts() {
     let Some(_alone) = here() else { return };
-    for granularity in [Granularity::Kib4, Granularity::Kib64, Granularity::Mib2] {
-        for percent in [25, 50] {
-            let (faults, _, evictions) = sum(SIZE as u64 * percent / 100, granularity);
-            assert!(faults > 0 && evictions > 0, "{faults} faults, {evictions} evictions");
+    for (mode, builder) in modes() {
+        for granularity in [Granularity::Kib4, Granularity::Kib64, Granularity::Mib2] {
+            for percent in [25, 50] {
+                let cost = sum(&builder, SIZE as u64 * percent / 100, granularity);
+                assert!(cost.evictions > 0 && cost.faults > 0, "{mode}");
+            }
         }
     }
 }
@@ -73,7 +91,7 @@ fn a_sum_over_more_memory_than_the_device_has_evicts() {
 #[test]
 fn a_page_that_the_driver_uses_too_is_served() {
     let Some(_alone) = here() else { return };
-    let device = VulkanDevice::builder().select(chosen()).validate(true).build().expect("a device");
+    let device = builder().validate(true).build().expect("a device");
     let svm = Svm::builder().device(device.clone()).build().expect("a space");
     let kernel = device.kernel(shaders::SUM).expect("a kernel");
     for round in 0..20 {
@@ -93,7 +111,7 @@ fn a_page_that_the_driver_uses_too_is_served() {
 #[test]
 fn an_address_without_a_mapping_ends_its_item_and_no_other() {
     let Some(_alone) = here() else { return };
-    let device = VulkanDevice::builder().select(chosen()).build().expect("a device");
+    let device = builder().build().expect("a device");
     let _svm = Svm::builder().device(device.clone()).build().expect("a space");
     let kernel = device.kernel(shaders::PING_PONG).expect("a kernel");
     let page = Aligned::of([5; 512]);
@@ -108,7 +126,7 @@ fn an_address_without_a_mapping_ends_its_item_and_no_other() {
 #[test]
 fn the_validation_layer_is_listening() {
     let Some(_alone) = here() else { return };
-    let device = VulkanDevice::builder().select(chosen()).validate(true).build().expect("a device");
+    let device = builder().validate(true).build().expect("a device");
     assert_eq!(device.validation_messages(), [""; 0]);
     // A buffer of no bytes.
     let nothing = PrivateBytes::new(PAGE_BYTES).expect("a page");
@@ -126,7 +144,7 @@ fn turn(word: u64) -> u64 {
 fn regions_are_reached_and_go_away_while_others_launch() {
     let Some(_alone) = here() else { return };
     for links in [true, false] {
-        let device = VulkanDevice::builder().select(chosen()).validate(true).build().expect("a device");
+        let device = builder().validate(true).build().expect("a device");
         let builder = Svm::builder().device(device.clone());
         let builder = if links { builder.policy(LinkOnly) } else { builder };
         let svm = builder.build().expect("a space");
@@ -170,7 +188,7 @@ fn words(region: &Region) -> &[AtomicU64] {
 #[test]
 fn memory_without_a_view_is_not_linked() {
     let Some(_alone) = here() else { return };
-    let device = VulkanDevice::builder().select(chosen()).build().expect("a device");
+    let device = builder().build().expect("a device");
     let svm = Svm::builder().device(device.clone()).policy(LinkOnly).build().expect("a space");
     let kernel = device.kernel(shaders::PING_PONG).expect("a kernel");
     let page = Aligned::of([7; 512]);

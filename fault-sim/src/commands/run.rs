@@ -48,6 +48,9 @@ pub struct Options {
     /// Which Vulkan device: its number, or a part of its name [default: the first that can be used].
     #[arg(long)]
     pub device: Option<String>,
+    /// How shaders of a Vulkan device reach its memory [default: what `fault-sim devices` says].
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
     /// Engines of the device; for a Vulkan device, the number of parts that its work has where that matters.
     #[arg(long, default_value_t = 2)]
     pub engines: usize,
@@ -85,6 +88,15 @@ pub enum Backend {
     Software,
     /// A Vulkan device: compute shaders that fault.
     Vulkan,
+}
+
+/// The ways in which shaders reach device memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Mode {
+    /// Through a page table that they walk.
+    Translation,
+    /// Directly, in sparse buffers.
+    Sparse,
 }
 
 /// The granularities, by the names that the command line gives them.
@@ -158,9 +170,9 @@ pub enum Refusal {
     /// More threads than make sense.
     #[error("{0} {1} is more than {MOST_WORKERS}; give less")]
     TooMany(&'static str, usize),
-    /// There is one software device only.
-    #[error("--device chooses among Vulkan devices; add --backend vulkan")]
-    NoChoice,
+    /// There is one software device only, and one way to reach its memory.
+    #[error("{0} is about Vulkan devices; add --backend vulkan")]
+    NoChoice(&'static str),
 }
 
 /// Why a run ended without a report.
@@ -239,8 +251,10 @@ fn check(options: &Options, available: Option<u64>) -> Result<Asked, Refusal> {
     if options.size < least {
         return Err(Refusal::TooSmall(options.size, least));
     }
-    if options.device.is_some() && options.backend != Backend::Vulkan {
-        return Err(Refusal::NoChoice);
+    for (name, is_given) in [("--device", options.device.is_some()), ("--mode", options.mode.is_some())] {
+        if is_given && options.backend != Backend::Vulkan {
+            return Err(Refusal::NoChoice(name));
+        }
     }
     let refuse_larger = |name, size: Size, needed: u64| match available {
         Some(available) if needed > available => Err(Refusal::LargerThanMemory(name, size, Size(available))),
@@ -324,7 +338,7 @@ fn open(
             (Accelerator::Software(device), builder)
         }
         Backend::Vulkan => {
-            let device = ShaderDevice::open(options.device.as_deref(), bytes)?;
+            let device = ShaderDevice::open(options.device.as_deref(), bytes, options.mode)?;
             let builder = device.add_to(builder);
             (Accelerator::Shaders(device), builder)
         }

@@ -62,5 +62,6 @@ fn conflicts() {
     refused(&["run", "--json", "--json"], "cannot be used multiple times");
     refused(&["run", "--size", "4MiB", "--size", "8MiB"], "cannot be used multiple times");
     refused(&["run", "--device", "0"], "add --backend vulkan");
+    refused(&["run", "--mode", "sparse"], "add --backend vulkan");
     refused(&["run", "saxpy"], "unexpected argument 'saxpy'");
 }

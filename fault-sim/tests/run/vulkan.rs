@@ -35,11 +35,16 @@ fn run(device: &[String], words: &[&str]) -> serde_json::Value {
 fn every_workload_from_everywhere() {
     let Some(device) = device() else { return };
     for workload in WORKLOADS {
-        for (source, memory) in
-            [("malloc", "2MiB"), ("malloc", "4MiB"), ("malloc", "16MiB"), ("mmap", "2MiB"), ("mmap", "16MiB")]
-        {
+        for (source, memory, mode) in [
+            ("malloc", "2MiB", "translation"),
+            ("malloc", "4MiB", "sparse"),
+            ("malloc", "16MiB", "translation"),
+            ("mmap", "2MiB", "sparse"),
+            ("mmap", "16MiB", "sparse"),
+        ] {
             let words =
                 ["--workload", workload, "--alloc", source, "--size", "8MiB", "--device-memory", memory];
+            let words = [&words[..], &["--mode", mode]].concat();
             let report = run(&device, &words);
             assert!(number(&report, "migrated_to_device_pages") > 0, "{words:?}: {report}");
         }

@@ -6,7 +6,7 @@ use granule::ports::Device;
 use granule::units::VirtRange;
 
 use super::{Refused, TestDevice, TestEngine};
-use crate::vulkan::{Kernel, LaunchError, Select, VulkanDevice, VulkanError, shaders};
+use crate::vulkan::{Builder, Kernel, LaunchError, VulkanDevice, VulkanError, shaders};
 
 /// Threads that launch.
 const ENGINES: usize = 3;
@@ -19,13 +19,12 @@ pub struct VulkanUnderTest {
 }
 
 impl VulkanUnderTest {
-    /// A small device, with the validation layer if `validate`.
+    /// A small device with the other settings of a builder.
     ///
     /// # Errors
     /// [`VulkanError`] if there is none.
-    pub fn new(select: Select, validate: bool) -> Result<Self, VulkanError> {
-        let builder = VulkanDevice::builder().select(select).memory_bytes(8 << 20).table_bytes(16 << 20);
-        let device = builder.validate(validate).build()?;
+    pub fn new(builder: Builder) -> Result<Self, VulkanError> {
+        let device = builder.memory_bytes(8 << 20).table_bytes(16 << 20).build()?;
         let access = device.kernel(shaders::ACCESS)?;
         Ok(Self { device, access })
     }

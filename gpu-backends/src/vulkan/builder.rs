@@ -7,11 +7,15 @@ use granule::os::private::{PrivateArc, PrivateBytes, PrivateError};
 use granule::sync::{AtomicU32, AtomicU64};
 use granule::units::{BLOCK_BYTES, PAGE_BYTES};
 
+use super::binder::Binder;
 use super::control::{Addresses, Control};
 use super::device::{Inner, VulkanDevice};
 use super::driver::Driver;
 use super::error::VulkanError;
 use super::faults::FaultQueue;
+use super::info::Mode;
+use super::pool::HostView;
+use super::residency::Residency;
 use super::select::{self, Select};
 use super::views::Views;
 use super::windows::Closing;
@@ -24,11 +28,20 @@ pub struct Builder {
     memory_bytes: u64,
     table_bytes: u64,
     validate: bool,
+    mode: Option<Mode>,
+    sparse_unit: u64,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { select: Select::Any, memory_bytes: 64 << 20, table_bytes: 256 << 20, validate: false }
+        Self {
+            select: Select::Any,
+            memory_bytes: 64 << 20,
+            table_bytes: 256 << 20,
+            validate: false,
+            mode: None,
+            sparse_unit: 0,
+        }
     }
 }
 
@@ -54,6 +67,18 @@ impl Builder {
         self
     }
 
+    /// Has shaders reach device memory in this way. Default: see [`DeviceInfo::mode`](super::DeviceInfo::mode).
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = Some(mode);
+        self
+    }
+    /// Sparse mode: binds memory in units of so many bytes, a power of two, or of the driver's alignment if that is more.
+    /// Default: the driver's alignment.
+    pub fn sparse_unit(mut self, bytes: u64) -> Self {
+        self.sparse_unit = bytes;
+        self
+    }
+
     /// Opens the device.
     ///
     /// # Errors
@@ -62,15 +87,37 @@ impl Builder {
         if self.memory_bytes == 0 || !self.memory_bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(VulkanError::MemorySize(self.memory_bytes));
         }
+        if !(self.sparse_unit == 0 || self.sparse_unit.is_power_of_two() && self.sparse_unit <= BLOCK_BYTES) {
+            return Err(VulkanError::SparseUnit(self.sparse_unit));
+        }
         let loaded = select::load(self.validate)?;
         let found = select::choose(select::found(&loaded.instance)?, &self.select)?;
+        let mode = self.mode.unwrap_or_else(|| found.info.mode().0);
+        if mode == Mode::Sparse && !found.info.has_sparse {
+            let lacks = "sparse buffers on a queue that computes (sparseBinding, sparseResidencyBuffer)";
+            return Err(VulkanError::Lacks { device: found.info.name, lacks });
+        }
         let align = found.import_align.max(PAGE_BYTES);
         let nodes = (self.table_bytes.next_multiple_of(align) / PAGE_BYTES).max(16) as usize;
+        let is_sparse = mode == Mode::Sparse;
+        let mut driver = Driver::new(loaded, found, self.validate, is_sparse)?;
+        let mut pool = None;
+        let memory = if is_sparse {
+            let (binder, made) = Binder::new(&driver, self.memory_bytes, self.sparse_unit)?;
+            pool = Some(made.address);
+            let view = HostView::Mapped(made.at, made.bytes);
+            driver.keep_sparse(binder, made);
+            view
+        } else {
+            HostView::Private(PrivateBytes::aligned(self.memory_bytes, align.max(BLOCK_BYTES))?)
+        };
+        populate(&memory)?;
         let private: Result<_, PrivateError> = (|| {
             Ok(Inner {
                 closing: Closing::default(),
                 control: Control::new(align)?,
-                memory: PrivateBytes::aligned(self.memory_bytes, align.max(BLOCK_BYTES))?,
+                memory,
+                residency: if is_sparse { Some(Residency::new(align)?) } else { None },
                 table: PageTable::new(nodes)?,
                 iommu: PageTable::new(nodes)?,
                 views: Views::new()?,
@@ -81,20 +128,29 @@ impl Builder {
                 pages_out: AtomicU64::new(0),
             })
         })();
-        let inner = private?;
-        populate(&inner.memory)?;
-        let inner = PrivateArc::new(inner)?;
-        let mut driver = Driver::new(loaded, found, self.validate)?;
+        let inner = PrivateArc::new(private?)?;
         driver.keep(inner.clone());
+        let whole = |memory: &PrivateBytes| driver.import_for_ever(memory.base().0, memory.range().bytes());
         let table = |table: &PageTable| {
             driver.import_for_ever(table.nodes().as_ptr() as u64, size_of_val(table.nodes()) as u64)
         };
-        let whole = |memory: &PrivateBytes| driver.import_for_ever(memory.base().0, memory.range().bytes());
+        let directory = match &inner.residency {
+            None => 0,
+            Some(residency) => {
+                residency.publish(whole(&residency.records)?.address);
+                whole(&residency.directory)?.address
+            }
+        };
+        let memory = match (&inner.memory, pool) {
+            (HostView::Private(memory), _) => whole(memory)?.address,
+            (HostView::Mapped(..), pool) => pool.unwrap_or(0),
+        };
         let addresses = Addresses {
             control: whole(&inner.control.memory)?.address,
             table: table(&inner.table)?.address,
             iommu: table(&inner.iommu)?.address,
-            memory: whole(&inner.memory)?.address,
+            memory,
+            directory,
         };
         inner.control.publish(addresses);
         Ok(VulkanDevice { driver: Arc::new(driver), inner, control: addresses.control })
@@ -102,8 +158,8 @@ impl Builder {
 }
 
 /// Fills device memory now, as a device's own memory is there.
-fn populate(memory: &PrivateBytes) -> Result<(), VulkanError> {
-    let (at, bytes) = (memory.base().0, memory.range().bytes());
+fn populate(memory: &HostView) -> Result<(), VulkanError> {
+    let (at, bytes) = (memory.base(), memory.bytes());
     // SAFETY: the whole of a fresh mapping that `memory` keeps; the call does not change what it holds.
     let filled = unsafe { libc::madvise(at as *mut libc::c_void, bytes as usize, libc::MADV_POPULATE_WRITE) };
     if filled == 0 {

@@ -24,6 +24,8 @@ pub(super) struct Addresses {
     pub(super) table: u64,
     pub(super) iommu: u64,
     pub(super) memory: u64,
+    /// The directory of granules; 0 without sparse mode.
+    pub(super) directory: u64,
 }
 
 impl Control {
@@ -39,6 +41,7 @@ impl Control {
         words[2].store(addresses.memory, Ordering::SeqCst);
         words[3].store(addresses.control + WINDOWS_AT as u64, Ordering::SeqCst);
         words[4].store(WINDOWS as u64 - 1, Ordering::SeqCst);
+        words[5].store(addresses.directory, Ordering::SeqCst);
     }
 
     /// Every window word.

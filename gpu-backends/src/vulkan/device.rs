@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use granule::os::private::{PrivateArc, PrivateBytes};
+use granule::os::private::PrivateArc;
 use granule::ports::{Device, DeviceCaps, DeviceError, DeviceFault, FaultCause, Iommu, MapTarget, Word};
 use granule::sync::{AtomicU32, AtomicU64, Ordering};
 use granule::units::{Access, DevAddr, DevMemAddr, PAGE_BYTES, SPACE_BYTES, VirtAddr, VirtRange};
@@ -14,8 +14,10 @@ use super::control::Control;
 use super::driver::Driver;
 use super::error::VulkanError;
 use super::faults::FaultQueue;
-use super::info::DeviceInfo;
+use super::info::{DeviceInfo, Mode};
 use super::kernel::Kernel;
+use super::pool::HostView;
+use super::residency::Residency;
 
 use super::views::Views;
 use super::windows::{Closing, Windows};
@@ -35,7 +37,9 @@ pub struct VulkanDevice {
 pub(super) struct Inner {
     pub(super) closing: Closing,
     pub(super) control: Control,
-    pub(super) memory: PrivateBytes,
+    pub(super) memory: HostView,
+    /// Sparse mode only.
+    pub(super) residency: Option<Residency>,
     pub(super) table: PageTable,
     pub(super) iommu: PageTable,
     pub(super) views: Views,
@@ -73,6 +77,12 @@ pub struct Counters {
     pub table_bytes: u64,
     /// Bytes of memory that the table of linked pages occupies.
     pub iommu_table_bytes: u64,
+    /// Sparse mode: pages that shaders may reach directly now.
+    pub direct_pages: u64,
+    /// Sparse mode: units of memory that were bound so far.
+    pub binds: u64,
+    /// Sparse mode: runs that are bound now.
+    pub bound_runs: u64,
 }
 
 impl Inner {
@@ -80,7 +90,7 @@ impl Inner {
         Windows(&self.closing, &self.control)
     }
     pub(super) fn memory_bytes(&self) -> u64 {
-        self.memory.range().bytes()
+        self.memory.bytes()
     }
     fn keeps(&self, promise: Broken) -> bool {
         self.broken.load(Ordering::Relaxed) & promise as u32 == 0
@@ -118,6 +128,11 @@ impl VulkanDevice {
     /// Settings for a device.
     pub fn builder() -> Builder {
         Builder::default()
+    }
+
+    /// How shaders reach device memory.
+    pub fn mode(&self) -> Mode {
+        if self.inner.residency.is_some() { Mode::Sparse } else { Mode::Translation }
     }
 
     /// What it is.
@@ -164,7 +179,12 @@ impl VulkanDevice {
     /// What it did so far. Counts the resident pages of its tables, so do not call it in a loop.
     pub fn counters(&self) -> Counters {
         let inner = &*self.inner;
+        let (binds, bound_runs) = self.driver.bind_counts();
+        let direct = inner.residency.as_ref().map_or(0, |sparse| sparse.direct.load(Ordering::Relaxed));
         Counters {
+            direct_pages: direct,
+            binds,
+            bound_runs,
             faults: inner.faults.recorded.load(Ordering::Relaxed),
             faults_cancelled: inner.faults.cancelled.load(Ordering::Relaxed),
             pages_in: inner.pages_in.load(Ordering::Relaxed),
@@ -262,12 +282,22 @@ impl Device for VulkanDevice {
         self.inner
             .table
             .set(at.0, bytes, target, system, access, &self.inner.windows())
-            .map_err(|_| DeviceError::OutOfTables)
+            .map_err(|_| DeviceError::OutOfTables)?;
+        match &self.inner.residency {
+            Some(residency) if system => drop(residency.cleared(at.0, bytes)),
+            Some(residency) => residency.mapped(at.0, bytes, target),
+            None => {}
+        }
+        Ok(())
     }
 
     fn unmap(&self, at: DevAddr, pages: u64) {
         if pages > 0 {
-            self.inner.table.clear(at.0, check(at, pages), &self.inner.windows());
+            let bytes = check(at, pages);
+            self.inner.table.clear(at.0, bytes, &self.inner.windows());
+            if let Some(residency) = &self.inner.residency {
+                residency.cleared(at.0, bytes);
+            }
         }
     }
 

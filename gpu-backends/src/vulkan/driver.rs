@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ash::vk;
 use granule::os::private::{PrivateArc, PrivateBytes};
 
+use super::binder::Binder;
 use super::device::Inner;
 use super::error::{Named, VulkanError};
 use super::launch_block::LaunchBlock;
+use super::pool::Pool;
 use super::select::{Found, Loaded};
 
 /// Messages of the validation layer.
@@ -37,6 +39,8 @@ pub(super) struct Driver {
     imports: Mutex<Vec<Import>>,
     /// Launch blocks that nobody uses.
     pub(super) blocks: Mutex<Vec<LaunchBlock>>,
+    /// Sparse mode: what is bound, and the memory that it is bound to.
+    sparse: Option<(Mutex<Binder>, Pool)>,
     /// What the imports lie in; dropped after they are gone.
     inner: Option<PrivateArc<Inner>>,
     /// Declared last: destroyed when everything else is gone.
@@ -60,13 +64,21 @@ unsafe extern "system" fn on_message(
 }
 
 impl Driver {
-    pub(super) fn new(loaded: Loaded, found: Found, validate: bool) -> Result<Self, VulkanError> {
+    pub(super) fn new(
+        loaded: Loaded,
+        found: Found,
+        validate: bool,
+        is_sparse: bool,
+    ) -> Result<Self, VulkanError> {
         let priorities = [1.0];
         let queues = [vk::DeviceQueueCreateInfo::default()
             .queue_family_index(found.family)
             .queue_priorities(&priorities)];
         let extensions = [ash::ext::external_memory_host::NAME.as_ptr()];
-        let features = vk::PhysicalDeviceFeatures::default().shader_int64(true);
+        let features = vk::PhysicalDeviceFeatures::default()
+            .shader_int64(true)
+            .sparse_binding(is_sparse)
+            .sparse_residency_buffer(is_sparse);
         let mut features12 = vk::PhysicalDeviceVulkan12Features::default()
             .buffer_device_address(true)
             .timeline_semaphore(true)
@@ -95,6 +107,7 @@ impl Driver {
             found,
             imports: Mutex::default(),
             blocks: Mutex::default(),
+            sparse: None,
             inner: None,
             loaded,
         };
@@ -156,15 +169,35 @@ impl Driver {
         }
     }
 
+    /// Whether the driver gives so much in one piece.
+    pub(super) fn check_size(&self, bytes: u64) -> Result<(), VulkanError> {
+        if bytes <= self.found.most_allocation {
+            return Ok(());
+        }
+        Err(VulkanError::TooLarge {
+            device: self.found.info.name.clone(),
+            asked: bytes,
+            most: self.found.most_allocation,
+        })
+    }
+
+    pub(super) fn lacks(&self, lacks: &'static str) -> VulkanError {
+        VulkanError::Lacks { device: self.found.info.name.clone(), lacks }
+    }
+
+    /// The first allowed memory type that the host maps coherently.
+    pub(super) fn coherent_type(&self, allowed: u32, lacks: &'static str) -> Result<u32, VulkanError> {
+        let coherent = vk::MemoryPropertyFlags::HOST_VISIBLE | vk::MemoryPropertyFlags::HOST_COHERENT;
+        let fits = |index: &u32| {
+            let flags = self.memories.memory_types[*index as usize].property_flags;
+            allowed & (1 << index) != 0 && flags.contains(coherent)
+        };
+        (0..self.memories.memory_type_count).find(fits).ok_or_else(|| self.lacks(lacks))
+    }
+
     /// Imports private memory (address and length are multiples of the driver's alignment) as a buffer.
     pub(super) fn import(&self, at: u64, bytes: u64) -> Result<Import, VulkanError> {
-        if bytes > self.found.most_allocation {
-            return Err(VulkanError::TooLarge {
-                device: self.found.info.name.clone(),
-                asked: bytes,
-                most: self.found.most_allocation,
-            });
-        }
+        self.check_size(bytes)?;
         let kind = vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT;
         let device = &self.device;
         let mut external = vk::ExternalMemoryBufferCreateInfo::default().handle_types(kind);
@@ -207,17 +240,10 @@ impl Driver {
         .named("vkGetMemoryHostPointerPropertiesEXT")?;
         // SAFETY: the buffer is alive.
         let needs = unsafe { device.get_buffer_memory_requirements(buffer) };
-        let coherent = vk::MemoryPropertyFlags::HOST_VISIBLE | vk::MemoryPropertyFlags::HOST_COHERENT;
-        let allowed = properties.memory_type_bits & needs.memory_type_bits;
-        let fits = |index: &u32| {
-            let flags = self.memories.memory_types[*index as usize].property_flags;
-            allowed & (1 << index) != 0 && flags.contains(coherent)
-        };
-        let lacks = VulkanError::Lacks {
-            device: self.found.info.name.clone(),
-            lacks: "a coherent memory type for imported memory of the host",
-        };
-        let index = (0..self.memories.memory_type_count).find(fits).ok_or(lacks)?;
+        let index = self.coherent_type(
+            properties.memory_type_bits & needs.memory_type_bits,
+            "a coherent memory type for imported memory of the host",
+        )?;
         let mut import =
             vk::ImportMemoryHostPointerInfoEXT::default().handle_type(kind).host_pointer(pointer);
         let mut flags = vk::MemoryAllocateFlagsInfo::default().flags(vk::MemoryAllocateFlags::DEVICE_ADDRESS);
@@ -252,6 +278,62 @@ impl Driver {
         self.import(memory.base().0, memory.range().bytes())
     }
 
+    /// Sparse mode: takes over the binder and its memory.
+    pub(super) fn keep_sparse(&mut self, binder: Binder, pool: Pool) {
+        self.sparse = Some((Mutex::new(binder), pool));
+    }
+
+    /// Binds what was mapped since the last call; nothing to do without sparse mode.
+    pub(super) fn bind_noted(&self, inner: &Inner) -> Result<(), VulkanError> {
+        let Some((binder, pool)) = &self.sparse else { return Ok(()) };
+        binder.lock().unwrap_or_else(PoisonError::into_inner).bind_noted(self, pool, inner)
+    }
+
+    /// Units that were bound so far, and runs that are bound now.
+    pub(super) fn bind_counts(&self) -> (u64, u64) {
+        let binder = self.sparse.as_ref().map(|(binder, _)| binder);
+        binder.map_or((0, 0), |binder| binder.lock().unwrap_or_else(PoisonError::into_inner).counts())
+    }
+
+    /// Binds ranges after a value of a timeline, which then has the value that is returned.
+    pub(super) fn bind(
+        &self,
+        ranges: &[(vk::Buffer, vk::SparseMemoryBind)],
+        timeline: vk::Semaphore,
+        value: u64,
+    ) -> Result<u64, VulkanError> {
+        let (timelines, waits, signals) = ([timeline], [value], [value + 1]);
+        let buffers: Vec<_> = ranges
+            .chunk_by(|one, other| one.0 == other.0)
+            .map(|part| (part[0].0, part.iter().map(|(_, bind)| *bind).collect::<Vec<_>>()))
+            .collect();
+        let infos: Vec<_> = buffers
+            .iter()
+            .map(|(buffer, binds)| vk::SparseBufferMemoryBindInfo::default().buffer(*buffer).binds(binds))
+            .collect();
+        let mut values = vk::TimelineSemaphoreSubmitInfo::default()
+            .wait_semaphore_values(&waits)
+            .signal_semaphore_values(&signals);
+        let bind = vk::BindSparseInfo::default()
+            .buffer_binds(&infos)
+            .wait_semaphores(&timelines)
+            .signal_semaphores(&timelines)
+            .push_next(&mut values);
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: buffers, memory and timeline are alive, and the queue is this thread's alone.
+        unsafe { self.device.queue_bind_sparse(*queue, &[bind], vk::Fence::null()) }
+            .named("vkQueueBindSparse")?;
+        Ok(value + 1)
+    }
+
+    /// Waits until a timeline has a value.
+    pub(super) fn wait_for(&self, timeline: vk::Semaphore, value: u64) -> Result<(), VulkanError> {
+        let (timelines, values) = ([timeline], [value]);
+        let wait = vk::SemaphoreWaitInfo::default().semaphores(&timelines).values(&values);
+        // SAFETY: the timeline is alive.
+        unsafe { self.device.wait_semaphores(&wait, u64::MAX) }.named("vkWaitSemaphores")
+    }
+
     /// Submits a command buffer.
     pub(super) fn submit(&self, commands: vk::CommandBuffer, done: vk::Fence) -> Result<(), VulkanError> {
         let buffers = [commands];
@@ -280,6 +362,7 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         let blocks = std::mem::take(self.blocks.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let sparse = self.sparse.take();
         let imports = std::mem::take(self.imports.get_mut().unwrap_or_else(PoisonError::into_inner));
         // SAFETY: the last handle is gone, so no thread uses the device; everything made from it is destroyed before
         // it, and the private memory of the imports outlives them (`inner` is dropped after this body).
@@ -288,6 +371,10 @@ impl Drop for Driver {
             let _ = self.device.device_wait_idle();
             for block in blocks {
                 block.destroy(self);
+            }
+            if let Some((binder, pool)) = sparse {
+                binder.into_inner().unwrap_or_else(PoisonError::into_inner).destroy(self);
+                pool.free(&self.device);
             }
             for import in imports {
                 self.forget(import);

@@ -43,6 +43,9 @@ pub enum VulkanError {
     /// Device memory of no size, or not in whole blocks.
     #[error("device memory of {0} bytes is not a positive multiple of 2 MiB; round it up")]
     MemorySize(u64),
+    /// A unit of binding that is none.
+    #[error("a unit of binding of {0} bytes is not a power of two up to 2 MiB; give one that is, or 0")]
+    SparseUnit(u64),
     /// More than one allocation of the driver may have.
     #[error("the Vulkan device {device} gives at most {most} bytes in one piece, not {asked}; ask for less")]
     TooLarge {

@@ -7,6 +7,26 @@ use ash::{Instance, vk};
 
 use super::select::Found;
 
+/// How shaders reach device memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Through a page table that they walk.
+    Translation,
+    /// Directly, at an address that follows from the pointer, in a sparse buffer per granule of 512 MiB; through the page
+    /// table where a page is not bound.
+    Sparse,
+}
+
+impl Mode {
+    /// Its name, as commands take it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Translation => "translation",
+            Mode::Sparse => "sparse",
+        }
+    }
+}
+
 /// What is known of a device before it is opened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -39,6 +59,19 @@ pub struct DeviceInfo {
     pub has_transfer_queue: bool,
     /// What it lacks to be used, in words; `None` if nothing.
     pub lacks: Option<&'static str>,
+}
+
+impl DeviceInfo {
+    /// How its memory is reached unless a program says otherwise, and why.
+    pub fn mode(&self) -> (Mode, &'static str) {
+        if self.has_sparse && self.maps_memory {
+            (Mode::Sparse, "it has sparse buffers, and the host maps its memory")
+        } else if self.has_sparse {
+            (Mode::Translation, "it has sparse buffers, but memory that the host cannot map")
+        } else {
+            (Mode::Translation, "it has no sparse buffers on a queue that computes")
+        }
+    }
 }
 
 fn text(chars: &[std::ffi::c_char]) -> String {
@@ -92,7 +125,9 @@ pub(super) fn look(instance: &Instance, index: usize, physical: vk::PhysicalDevi
     let base_features = features.features;
     // SAFETY: as above.
     let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
-    let family = families.iter().position(|f| f.queue_flags.contains(vk::QueueFlags::COMPUTE));
+    let both = vk::QueueFlags::COMPUTE | vk::QueueFlags::SPARSE_BINDING;
+    let with = |flags| families.iter().position(|family| family.queue_flags.contains(flags));
+    let (sparse_family, family) = (with(both), with(both).or(with(vk::QueueFlags::COMPUTE)));
     let is_transfer = |family: &vk::QueueFamilyProperties| {
         family.queue_flags.contains(vk::QueueFlags::TRANSFER)
             && !family.queue_flags.intersects(vk::QueueFlags::COMPUTE | vk::QueueFlags::GRAPHICS)
@@ -127,7 +162,9 @@ pub(super) fn look(instance: &Instance, index: usize, physical: vk::PhysicalDevi
             maps_memory,
             imports,
             has_atomic64: features12.shader_buffer_int64_atomics != 0,
-            has_sparse: base_features.sparse_binding != 0 && base_features.sparse_residency_buffer != 0,
+            has_sparse: base_features.sparse_binding != 0
+                && base_features.sparse_residency_buffer != 0
+                && sparse_family.is_some(),
             has_budget: has(ash::ext::memory_budget::NAME),
             has_transfer_queue: families.iter().any(is_transfer),
             lacks,
@@ -136,6 +173,7 @@ pub(super) fn look(instance: &Instance, index: usize, physical: vk::PhysicalDevi
         family: family.unwrap_or(0) as u32,
         most_allocation: limits.max_memory_allocation_size,
         import_align: import.min_imported_host_pointer_alignment,
+        sparse_bytes: base.limits.sparse_address_space_size,
         most_groups: base.limits.max_compute_work_group_count[0],
     }
 }

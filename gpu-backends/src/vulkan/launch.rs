@@ -32,6 +32,7 @@ use super::error::{LaunchError, Named, VulkanError};
 use super::faults::{MOST_RECORDS, Miss, Seat};
 use super::kernel::Kernel;
 use super::launch_block::{LaunchBlock, PassEnd};
+use crate::software::page_table::Found;
 
 /// How many words an item may save, unless its launch says more.
 pub const SAVED_WORDS: usize = 5;
@@ -195,6 +196,7 @@ impl Launch<'_> {
         if self.inner.is_lost() {
             return Err(LaunchError::Lost);
         }
+        self.driver.bind_noted(self.inner).map_err(|error| self.lost(error))?;
         self.block.begin_pass(if patience.is_zero() { 0 } else { MOST_LOOKS });
         let run = || {
             self.driver.submit(self.block.commands, self.block.done)?;
@@ -202,13 +204,18 @@ impl Launch<'_> {
             self.driver.wait(self.block.done)?;
             Ok(served)
         };
-        run().map_err(|error| match error {
+        run().map_err(|error| self.lost(error))
+    }
+
+    /// What an error of the driver means for the launch; a lost device is remembered.
+    fn lost(&self, error: VulkanError) -> LaunchError {
+        match error {
             VulkanError::Call { result: vk::Result::ERROR_DEVICE_LOST, .. } => {
                 self.inner.lost.store(1, Ordering::SeqCst);
                 LaunchError::Lost
             }
             error => error.into(),
-        })
+        }
     }
 
     /// Serves misses while the pass that announces them runs, without a call of the driver between a page's coming and
@@ -245,7 +252,12 @@ impl Launch<'_> {
     fn serve(&self, faults: Range<usize>, limit: usize) {
         let page = |miss: &Miss| (miss.at / PAGE_BYTES, miss.write);
         let mut scratch = self.block.scratch.borrow_mut();
-        let misses = scratch.collect(faults.filter_map(|index| self.block.miss(index)));
+        // What came meanwhile is found by whoever waits for it.
+        let is_open = |miss: &Miss| match self.inner.table.find(miss.at) {
+            Found::Hole(_) => true,
+            Found::Leaf(leaf) => miss.write && !leaf.write,
+        };
+        let misses = scratch.collect(faults.filter_map(|index| self.block.miss(index)).filter(is_open));
         misses.sort_unstable_by_key(|miss| (page(miss), miss.item));
         let mut kept = 0;
         for at in 0..misses.len() {

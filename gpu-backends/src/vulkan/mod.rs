@@ -10,14 +10,21 @@
 //!
 //! # What lies where
 //! Everything that shaders and the service share is private memory of the library, imported into the device as plain
-//! buffers (`VK_EXT_external_memory_host`): device memory itself, the page table, the table of linked pages, the control
-//! words, and the records of each launch. None of it is ever on the device or protected, so neither the service nor a
-//! shader on a CPU driver can sleep in a page fault there.
+//! buffers (`VK_EXT_external_memory_host`): the page table, the table of linked pages, the control words, the records of
+//! each launch, and in translation mode device memory itself. In sparse mode device memory is the driver's, mapped for the
+//! host, and no mapping that the library could take for the application's. None of it is ever on the device or protected,
+//! so neither the service nor a shader on a CPU driver can sleep in a page fault there.
 //!
 //! # Translation
 //! Before each access a shader walks the page table (four levels, leaves of 4 KiB and 2 MiB, the same table that the
 //! software device has) inside a *window*; what it finds is an offset in device memory, or an IOVA that the second table
 //! leads to a view of the library. The windows are how flush and quiesce work without the driver: see `windows`.
+//!
+//! # Sparse mode
+//! Beside the table there are bitmaps of the pages that are bound in sparse buffers at their own offset. A shader that
+//! finds its bit set goes there directly. `map` and `unmap` change the bitmaps and call no driver; binding is done by
+//! threads that launch, between passes: see `residency` and `binder`. A page that is not bound is reached through the
+//! table, so no mode and no driver has to bind anything for a result to be right.
 //!
 //! # Faults
 //! An item (an invocation) that misses announces it in its launch's fault buffer and gives up its turn. When the
@@ -31,6 +38,9 @@
 //! | `builder` | settings |
 //! | `driver` | what belongs to the Vulkan driver |
 //! | `device` | the device as the library sees it ([`granule::ports::Device`]) |
+//! | `pool` | device memory, as the host sees it |
+//! | `residency` | sparse mode: which pages are reached directly |
+//! | `binder` | sparse mode: what is bound where |
 //! | `control` | the words that all launches share |
 //! | `windows` | flush and quiesce |
 //! | `views` | linked memory |
@@ -40,6 +50,7 @@
 //! | `shaders` | the SPIR-V that comes with this package |
 //! | `error` | sentences |
 
+mod binder;
 mod builder;
 mod control;
 mod device;
@@ -50,6 +61,8 @@ mod info;
 mod kernel;
 mod launch;
 mod launch_block;
+mod pool;
+mod residency;
 mod select;
 pub mod shaders;
 mod views;
@@ -60,7 +73,7 @@ pub use builder::Builder;
 pub use device::Broken;
 pub use device::{Counters, VulkanDevice};
 pub use error::{LaunchError, VulkanError};
-pub use info::DeviceInfo;
+pub use info::{DeviceInfo, Mode};
 pub use kernel::Kernel;
 pub use launch::SAVED_WORDS;
 pub use launch_block::MOST_ARGUMENTS;

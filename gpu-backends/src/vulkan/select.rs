@@ -34,6 +34,8 @@ pub(super) struct Found {
     pub(super) most_allocation: u64,
     pub(super) import_align: u64,
     pub(super) most_groups: u32,
+    /// How many bytes of sparse buffers there may be.
+    pub(super) sparse_bytes: u64,
 }
 
 const VALIDATION: &CStr = c"VK_LAYER_KHRONOS_validation";

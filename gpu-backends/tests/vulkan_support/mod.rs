@@ -3,11 +3,31 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use granule_backends::vulkan::{Select, devices};
+use granule_backends::vulkan::{Builder, Mode, Select, VulkanDevice, devices};
 
 /// The device that `GRANULE_VULKAN_DEVICE` names (a number or a part of a name), else any.
 pub fn chosen() -> Select {
     std::env::var("GRANULE_VULKAN_DEVICE").map_or(Select::Any, |text| Select::parse(&text))
+}
+
+/// A builder for the chosen device.
+pub fn builder() -> Builder {
+    VulkanDevice::builder().select(chosen())
+}
+
+/// Ways in which shaders reach device memory: translation; sparse buffers with the driver's own unit, and with units of
+/// 64 KiB. Where `CI` is set, a device without sparse buffers is a failure.
+pub fn modes() -> Vec<(&'static str, Builder)> {
+    let mut all = vec![("translation", builder().mode(Mode::Translation))];
+    let sparse = builder().mode(Mode::Sparse);
+    match sparse.clone().build() {
+        Ok(_) => all.extend([("sparse", sparse.clone()), ("sparse 64 KiB", sparse.sparse_unit(64 << 10))]),
+        Err(why) => {
+            assert!(!on_ci(), "{why}");
+            println!("without sparse mode: {why}");
+        }
+    }
+    all
 }
 
 /// Whether this is continuous integration.
