@@ -37,11 +37,16 @@ const BENCHES: &[&str] = &[
     "dma",
     "dma_users",
     "replay",
+    "vulkan",
 ];
 
 /// The package that a bench belongs to.
 fn package(bench: &str) -> &'static str {
-    if bench == "replay" { "fault-sim" } else { "granule" }
+    match bench {
+        "replay" => "fault-sim",
+        "vulkan" => "granule-backends",
+        _ => "granule",
+    }
 }
 
 /// Measures and prints what lies beyond its bound.
@@ -101,6 +106,9 @@ fn rows_of(bench: &str, folder: &Path, quick: bool) -> Result<Vec<Measured>, Str
         _ => {}
     }
     let mut command = cargo(["bench", "--quiet", "--package", package(bench), "--bench", bench]);
+    if bench == "vulkan" {
+        command.args(["--features", "vulkan"]);
+    }
     command.env("GRANULE_MEASURE_DIR", folder);
     if quick {
         command.env("GRANULE_MEASURE_QUICK", "1");
