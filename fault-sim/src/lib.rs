@@ -11,7 +11,8 @@
 //! | [`import`] | what other tools wrote, as a trace |
 //! | [`pattern`] | traces from a seed |
 //! | [`policy`] | what vendors, papers and this library decide, one file each |
-//! | [`replay`] | a trace through policies, in virtual time |
+//! | [`replay`], [`play`] | a trace through policies, in virtual time; one result for each setting |
+//! | [`sweep`] | every combination of settings, on all cores, a part of them, or what is left of them |
 //! | [`report`], [`result`] | what `run` and `replay` print: a table, one JSON object, CSV |
 //! | [`size`], [`memory`], [`output`] | sizes as people write them; how much memory there is; where results go |
 //! | [`split`], [`seed`], [`progress`] | sharing work out, values from a seed, a bar on a terminal |
@@ -28,6 +29,7 @@ pub mod memory;
 pub mod output;
 pub mod part;
 pub mod pattern;
+pub mod play;
 pub mod policy;
 pub mod progress;
 pub mod replay;
@@ -38,6 +40,7 @@ pub mod seed;
 pub mod shaders;
 pub mod size;
 pub mod split;
+pub mod sweep;
 pub mod trace;
 pub mod workload;
 
@@ -75,6 +78,8 @@ enum Command {
     Inspect(commands::inspect::Options),
     /// Plays a trace under several policies, side by side.
     Replay(commands::replay::Options),
+    /// Plays a trace under every combination of policies, capacities and parameters, on all cores.
+    Sweep(commands::sweep::Options),
     /// Two results, number by number.
     Compare(commands::compare::Options),
     /// Policies, profiles, patterns and formats by name.
@@ -90,6 +95,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli { command: Command::Import(options) }) => commands::import::main(&options),
         Ok(Cli { command: Command::Inspect(options) }) => commands::inspect::main(&options),
         Ok(Cli { command: Command::Replay(options) }) => commands::replay::main(&options),
+        Ok(Cli { command: Command::Sweep(options) }) => commands::sweep::main(&options),
         Ok(Cli { command: Command::Compare(options) }) => commands::compare::main(&options),
         Ok(Cli { command: Command::List(options) }) => commands::list::main(&options),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {

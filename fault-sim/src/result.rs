@@ -1,12 +1,13 @@
 //! What `replay` found: one row of numbers per policy, as a table, one JSON object or CSV. The keys are a promise to
 //! other programs; `docs/replay.md` explains each of them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use granule::units::PAGE_BYTES;
 use serde::{Deserialize, Serialize};
 
-use crate::replay::{Metrics, PHASE_NAMES};
+use crate::replay::{Cost, Metrics, PHASE_NAMES};
 
 /// The commit that this program was built from.
 pub const COMMIT: &str = env!("FAULT_SIM_COMMIT");
@@ -32,6 +33,9 @@ pub struct Row {
     pub policy: String,
     /// What it consists of.
     pub parts: String,
+    /// Its parameters that differ from their defaults.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, u64>,
     /// Sentences about what its numbers do not mean.
     pub notes: Vec<String>,
     /// The numbers.
@@ -58,12 +62,21 @@ pub struct Outcome {
     pub seed: u64,
     /// The cost profile.
     pub profile: String,
+    /// Its figures.
+    #[serde(default)]
+    pub cost: Cost,
     /// Device memory.
     pub device_memory_bytes: u64,
     /// Distinct pages of the trace, in bytes.
     pub footprint_bytes: u64,
     /// Faults that the device can have open.
     pub outstanding: usize,
+    /// Evictions within which a page that comes back is a refault.
+    #[serde(default)]
+    pub refault_window: u64,
+    /// Pages had no contents before their first touch.
+    #[serde(default)]
+    pub untouched: bool,
     /// One row per policy.
     pub rows: Vec<Row>,
 }
@@ -214,6 +227,18 @@ pub fn csv_field(text: &str) -> String {
     }
 }
 
+/// The names of the columns of [`Outcome::csv_rows`], as one line.
+pub fn csv_header() -> String {
+    let mut out = "commit,trace,trace_kind,trace_seed,seed,profile,device_memory_bytes,footprint_bytes,\
+                   outstanding,refault_window,untouched,parameters,policy"
+        .to_owned();
+    metrics(&Metrics::default()).iter().for_each(|Metric(name, _)| {
+        let _ = write!(out, ",{name}");
+    });
+    out.push('\n');
+    out
+}
+
 impl Outcome {
     /// A table: one line per number, one column per policy. Lines that are zero for every policy are left out.
     pub fn table(&self) -> String {
@@ -266,20 +291,20 @@ impl Outcome {
         serde_json::to_string(self).map(|line| line + "\n")
     }
 
-    /// One row per policy, with what it needs to be made again.
+    /// The header, and one row per policy, with what it needs to be made again.
     pub fn csv(&self) -> String {
-        let mut out =
-            "commit,trace,trace_kind,trace_seed,seed,profile,device_memory_bytes,footprint_bytes,policy"
-                .to_owned();
-        let Some(first) = self.rows.first() else { return out };
-        first.metrics.iter().for_each(|Metric(name, _)| {
-            let _ = write!(out, ",{name}");
-        });
-        out.push('\n');
+        csv_header() + &self.csv_rows()
+    }
+
+    /// The same without the header.
+    pub fn csv_rows(&self) -> String {
+        let mut out = String::new();
         for row in &self.rows {
+            let parameters: Vec<_> =
+                row.parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let _ = write!(
                 out,
-                "{},{},{},{},{},{},{},{},{}",
+                "{},{},{},{},{},{},{},{},{},{},{},{},{}",
                 csv_field(&self.commit),
                 csv_field(&self.trace),
                 self.trace_kind,
@@ -288,6 +313,10 @@ impl Outcome {
                 self.profile,
                 self.device_memory_bytes,
                 self.footprint_bytes,
+                self.outstanding,
+                self.refault_window,
+                self.untouched,
+                csv_field(&parameters.join(" ")),
                 csv_field(&row.policy)
             );
             row.metrics.iter().for_each(|Metric(_, number)| {

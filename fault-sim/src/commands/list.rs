@@ -10,6 +10,7 @@ use crate::import::Format;
 use crate::output::{Ending, Output, OutputError, end};
 use crate::pattern::Pattern;
 use crate::policy::catalogue::Needs;
+use crate::policy::parameters::{PARAMETERS, Parameter};
 use crate::policy::parts::{PARTS, PRESETS};
 use crate::replay::PROFILES;
 use crate::result::csv_field;
@@ -32,6 +33,8 @@ pub enum What {
     Policies,
     /// Cost vectors, with where each figure comes from.
     Profiles,
+    /// Numbers of policies that `--set` changes, with their defaults.
+    Parameters,
     /// What `gen` makes.
     Patterns,
     /// What `import` reads.
@@ -71,6 +74,7 @@ fn name(what: What) -> String {
     match what {
         What::Policies => "policies".to_owned(),
         What::Profiles => "profiles".to_owned(),
+        What::Parameters => "parameters".to_owned(),
         What::Patterns => "patterns".to_owned(),
         What::Formats => "formats".to_owned(),
     }
@@ -107,6 +111,21 @@ fn rows(what: What) -> Vec<Row> {
                 about: profile.about.to_owned(),
             };
             PROFILES.iter().map(row).collect()
+        }
+        What::Parameters => {
+            let row = |parameter: &'static Parameter| Row {
+                kind: "parameter",
+                name: parameter.name,
+                about: format!(
+                    "{}; {} unless set, {} to {}; of {}",
+                    parameter.about,
+                    parameter.default,
+                    parameter.least,
+                    parameter.most,
+                    parameter.parts.join(", ")
+                ),
+            };
+            PARAMETERS.iter().map(row).collect()
         }
         What::Patterns => {
             let about = |pattern: &Pattern| {

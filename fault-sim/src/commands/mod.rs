@@ -8,3 +8,4 @@ pub mod inspect;
 pub mod list;
 pub mod replay;
 pub mod run;
+pub mod sweep;

@@ -1,28 +1,19 @@
 //! `fault-sim replay`: a trace under several policies, side by side.
-//!
-//! # Rules
-//! 1. The trace is read once for all policies, and once more before that only if one of them must know the future or
-//!    the footprint is not written in the file.
-//! 2. What the kind of trace cannot answer is refused or said in a note, never left out.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use granule::units::PAGE_BYTES;
 use thiserror::Error;
 
-use crate::import::{OpenError, Source};
+use crate::import::Source;
 use crate::output::{Ending, Output, OutputError, end};
-use crate::policy::catalogue::{self, NameError};
+use crate::play::{PlayError, Setting, check_kind, device_bytes, look_ahead, outcome, play, row};
+use crate::policy::catalogue::{self, Plan};
+use crate::policy::parameters::{Parameters, values};
 use crate::progress::Progress;
-use crate::replay::{
-    Engine, Future, FutureError, LEAST_BYTES, Limits, PROFILES, Profile, SetupError, profile_named,
-    profile_nearest,
-};
-use crate::result::{COMMIT, Outcome, Row, metrics};
+use crate::replay::{CostModel, Limits};
 use crate::size::Amount;
-use crate::trace::{EventKind, Footprint, TraceError, TraceKind, TraceReader};
 
 /// What `replay` takes.
 #[derive(Args, Clone, Debug)]
@@ -35,7 +26,8 @@ pub struct Options {
     /// Device memory: 64MiB, a number of bytes, or a share of the trace's distinct pages (4MiB at least).
     #[arg(long, default_value = "50%")]
     pub device_memory: Amount,
-    /// What things cost; `fault-sim list profiles` names the profiles [default: the one nearest to the trace's origin].
+    /// What things cost: a profile (`fault-sim list profiles` names them), or a file [default: the profile
+    /// nearest to the trace's origin].
     #[arg(long)]
     pub cost: Option<String>,
     /// Faults that the device can have open before it stands still.
@@ -47,6 +39,9 @@ pub struct Options {
     /// Pages have no contents before their first touch; otherwise they begin in system memory.
     #[arg(long)]
     pub untouched: bool,
+    /// A number of a policy, NAME=VALUE; `fault-sim list parameters` names them. Can be given more than once.
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub parameters: Vec<String>,
     /// What chance in policies follows from.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -58,43 +53,24 @@ pub struct Options {
 #[derive(Debug, Error)]
 enum ReplayError {
     #[error(transparent)]
-    Trace(#[from] TraceError),
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    #[error(transparent)]
-    Name(#[from] NameError),
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-    #[error(
-        "{0} must know all touches, but {path} holds only {kind}; record accesses, or leave it out",
-        path = .1.display(), kind = .2.name()
-    )]
-    Kind(&'static str, PathBuf, TraceKind),
-    #[error("there is no profile {0:?}; the profiles are {names}", names = profile_names())]
-    Profile(String),
-    #[error(transparent)]
-    Future(#[from] FutureError),
+    Play(#[from] PlayError),
+    #[error("--set takes one value for {0}; `fault-sim sweep` takes several")]
+    OneValue(String),
+    #[error("no policy of these looks at {0}; `fault-sim list parameters` says which do")]
+    NotLookedAt(String),
     #[error(transparent)]
     Output(#[from] OutputError),
     #[error("the result is not JSON: {0}")]
     Json(#[from] serde_json::Error),
 }
 
-fn profile_names() -> String {
-    PROFILES.iter().map(|profile| profile.name).collect::<Vec<_>>().join(", ")
-}
-
 impl Ending for ReplayError {
     fn refuses(&self) -> bool {
-        if let Self::Open(error) = self {
-            return error.refuses();
+        match self {
+            Self::Play(error) => error.refuses(),
+            Self::OneValue(_) | Self::NotLookedAt(_) => true,
+            Self::Output(_) | Self::Json(_) => false,
         }
-        !matches!(
-            self,
-            Self::Output(_)
-                | Self::Json(_)
-                | Self::Trace(TraceError::Parquet { .. } | TraceError::Event { .. })
-        )
     }
 }
 
@@ -103,117 +79,62 @@ pub fn main(options: &Options) -> ExitCode {
     end(replay(options))
 }
 
-fn profile(options: &Options, reader: &TraceReader) -> Result<&'static Profile, ReplayError> {
-    match &options.cost {
-        Some(name) => profile_named(name).ok_or_else(|| ReplayError::Profile(name.clone())),
-        None => Ok(profile_nearest(&reader.metadata().origin)),
+/// The plans that were asked for, with their parameters.
+fn plans(options: &Options) -> Result<Vec<Plan>, ReplayError> {
+    let mut parameters = Parameters::default();
+    for text in &options.parameters {
+        let (at, values) = values(text).map_err(PlayError::Parameter)?;
+        let [value] = values[..] else { return Err(ReplayError::OneValue(text.clone())) };
+        parameters.set(at, value);
     }
+    let names = options.policy.iter();
+    let plan = |name: &String| Ok(catalogue::parse(name).map_err(PlayError::Name)?.with(parameters));
+    let plans = names.map(plan).collect::<Result<Vec<_>, ReplayError>>()?;
+    for name in parameters.named().into_keys() {
+        if !plans.iter().any(|plan| plan.parameters().named().contains_key(&name)) {
+            return Err(ReplayError::NotLookedAt(name));
+        }
+    }
+    Ok(plans)
 }
 
 fn replay(options: &Options) -> Result<(), ReplayError> {
-    let sets =
-        options.policy.iter().map(|name| catalogue::parse(name)).collect::<Result<Vec<_>, NameError>>()?;
-    let source = Source::open(&options.trace)?;
-    let mut reader = source.reader()?;
-    let kind = reader.metadata().kind;
-    if let Some(part) = sets.iter().find_map(|plan| plan.refusal(kind)) {
-        return Err(ReplayError::Kind(part, options.trace.clone(), kind));
-    }
-    let profile = profile(options, &reader)?;
+    let plans = plans(options)?;
+    let source = Source::open(&options.trace).map_err(PlayError::Open)?;
+    let mut reader = source.reader().map_err(PlayError::Trace)?;
+    check_kind(&plans, &options.trace, reader.metadata().kind)?;
+    let cost = match &options.cost {
+        Some(wish) => CostModel::named(wish).map_err(PlayError::Cost)?,
+        None => CostModel::nearest(&reader.metadata().origin),
+    };
     let progress = Progress::of_events();
-    let wants_future = sets.iter().any(catalogue::Plan::knows_the_future);
-    let (footprint_pages, future) = match reader.summary() {
-        Some(summary) if !wants_future => (summary.footprint_pages, None),
-        _ => look_ahead(&mut reader, wants_future, &progress)?,
-    };
-    let device_bytes = match options.device_memory {
-        Amount::Bytes(size) => size.0,
-        // A share of a small trace may be less than any device has.
-        share => share.of(footprint_pages * PAGE_BYTES).max(LEAST_BYTES),
-    };
+    let known = look_ahead(&source, &mut reader, plans.iter().any(Plan::knows_the_future), &progress)?;
     let limits = Limits {
         outstanding: options.outstanding,
         data_on_cpu: !options.untouched,
         refault_window: options.refault_window,
-        ..Limits::new(device_bytes)
+        ..Limits::new(device_bytes(options.device_memory, known.footprint_pages))
     };
-    let mut engines = Vec::new();
-    for plan in &sets {
-        let set = plan.build(options.seed, future.as_ref());
-        let mut engine = Engine::new(set, profile.cost, limits)?;
-        if let Some(future) = &future {
-            engine.expect(future);
-        }
-        engines.push(engine);
-    }
-    progress.begin("replay", reader.len());
-    let mut events = Vec::new();
-    while reader.read(&mut events)? {
-        engines.iter_mut().for_each(|engine| engine.feed(&events));
-        progress.add(events.len() as u64);
-    }
-    progress.clear();
-    let rows = engines.into_iter().zip(&sets).zip(&options.policy).map(|((engine, plan), policy)| {
-        let (counted, _) = engine.finish();
-        let mut notes = source.notes();
-        notes.extend(plan.notes(reader.metadata()));
-        if counted.time_backwards > 0 {
-            notes.push(format!(
-                "{} events lie before earlier ones; they were played at the latest time seen",
-                counted.time_backwards
-            ));
-        }
-        if reader.lost_bytes() > 0 {
-            notes.push(format!("the trace was cut off: its last {} bytes are lost", reader.lost_bytes()));
-        }
-        Row { policy: policy.clone(), parts: plan.to_string(), notes, metrics: metrics(&counted) }
-    });
-    let metadata = reader.metadata();
-    let outcome = Outcome {
-        commit: COMMIT.to_owned(),
-        trace: options.trace.display().to_string(),
-        trace_kind: metadata.kind.name().to_owned(),
-        trace_origin: metadata.origin.clone(),
-        trace_commit: metadata.commit.clone(),
-        trace_seed: metadata.seed,
+    let setting = |(policy, plan): (&String, &Plan)| Setting {
+        policy: policy.clone(),
+        plan: *plan,
+        cost: cost.clone(),
+        limits,
         seed: options.seed,
-        profile: profile.name.to_owned(),
-        device_memory_bytes: device_bytes,
-        footprint_bytes: footprint_pages * PAGE_BYTES,
-        outstanding: options.outstanding,
-        rows: rows.collect(),
     };
+    let settings: Vec<_> = options.policy.iter().zip(&plans).map(setting).collect();
+    progress.begin("replay", reader.len());
+    let counted = play(&settings, &mut reader, &known, |events| progress.add(events))?;
+    progress.clear();
+    let rows = settings.iter().zip(&counted);
+    let mut result = outcome(&options.trace, &reader, &known, &settings[0], &counted[0]);
+    result.rows = rows.map(|(setting, counted)| row(&reader, &known, setting, counted)).collect();
     let text = if options.output.is_json() {
-        outcome.json()?
+        result.json()?
     } else if options.output.csv {
-        outcome.csv()
+        result.csv()
     } else {
-        outcome.table()
+        result.table()
     };
     Ok(options.output.write(&text)?)
-}
-
-/// Reads the trace once for what must be known before the replay.
-fn look_ahead(
-    reader: &mut TraceReader,
-    wants_future: bool,
-    progress: &Progress,
-) -> Result<(u64, Option<Future>), ReplayError> {
-    let (mut footprint, mut future) = (Footprint::default(), wants_future.then(Future::default));
-    progress.begin("look", reader.len());
-    let mut events = Vec::new();
-    while reader.read(&mut events)? {
-        for event in &events {
-            if matches!(event.kind, EventKind::Access | EventKind::DeviceFault | EventKind::CpuFault) {
-                footprint.add(event.page);
-            }
-        }
-        if let Some(future) = &mut future {
-            future.feed(&events)?;
-        }
-        progress.add(events.len() as u64);
-    }
-    progress.clear();
-    reader.rewind();
-    Ok((footprint.pages(), future))
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use granule::policy::Granularity;
 use thiserror::Error;
 
+use super::parameters::Parameters;
 use super::{Batching, Eviction, Prefetcher, Residency};
 use crate::replay::Future;
 use crate::trace::{Metadata, TraceKind};
@@ -37,6 +38,8 @@ pub struct Making<'a> {
     pub seed: u64,
     /// What comes, where it is known.
     pub future: Option<&'a Future>,
+    /// Numbers that differ from the vendor's.
+    pub parameters: &'a Parameters,
 }
 
 /// How one part is made, and so of which kind it is.
@@ -114,6 +117,7 @@ pub struct Plan {
     eviction: &'static Part,
     residency: &'static Part,
     batching: &'static Part,
+    parameters: Parameters,
 }
 
 fn part(name: &str) -> Option<&'static Part> {
@@ -167,6 +171,7 @@ pub fn parse(name: &str) -> Result<Plan, NameError> {
         },
         residency: residency.map_or_else(|| plain("first-touch"), Ok)?,
         batching: batching.map_or_else(|| plain("serial"), Ok)?,
+        parameters: Parameters::default(),
     })
 }
 
@@ -181,6 +186,17 @@ impl Plan {
     /// Prefetch, eviction, residency, batching.
     pub fn parts(&self) -> [&'static Part; 4] {
         [self.prefetch, self.eviction, self.residency, self.batching]
+    }
+
+    /// The same with other numbers; those that none of its parts looks at are left out.
+    pub fn with(self, parameters: Parameters) -> Self {
+        let names = self.parts().map(|part| part.name);
+        Self { parameters: parameters.of_parts(&names), ..self }
+    }
+
+    /// The numbers that differ from the vendor's.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
     }
 
     /// Whether a part must know what comes.
@@ -215,7 +231,7 @@ impl Plan {
 
     /// Makes the policies. Asserts that the future is there if a part must know it.
     pub fn build(&self, seed: u64, future: Option<&Future>) -> Set {
-        let making = Making { seed, future };
+        let making = Making { seed, future, parameters: &self.parameters };
         match (self.prefetch.make, self.eviction.make, self.residency.make, self.batching.make) {
             (
                 Make::Prefetch(prefetch),

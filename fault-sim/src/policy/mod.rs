@@ -7,6 +7,8 @@
 //! | [`Residency`] | where a faulting page shall be: moved, mapped where it is, duplicated, left waiting | `residency/` |
 //! | [`Batching`] | how the fault buffer is read, what is merged, when the device goes on | `batching/` |
 //!
+//! `catalogue` reads names, `parts` lists them all, `parameters` lists the numbers in them that can be changed.
+//!
 //! # Rules
 //! 1. A policy decides and does nothing: it sees blocks and changes none.
 //! 2. What a policy remembers is its own, indexed by block or unit; nothing is allocated for a fault but when a block
@@ -17,6 +19,7 @@
 pub mod batching;
 pub mod catalogue;
 pub mod eviction;
+pub mod parameters;
 pub mod parts;
 pub mod prefetch;
 pub mod residency;

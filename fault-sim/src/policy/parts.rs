@@ -1,6 +1,6 @@
 //! The list of all parts and presets.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use granule::policy::Granularity::{self, Kib4, Kib64, Mib2};
 
@@ -15,17 +15,37 @@ use super::prefetch::{
 use super::residency::{self, Delayed, FirstTouch, LapseRule, ReadDuplication, RemoteOnly, ThrashingOptions};
 use crate::replay::Schedule;
 
-fn nvidia(rule: Option<LapseRule>, access_counter: Option<u16>) -> residency::Nvidia {
-    let thrashing = rule.map(|rule| ThrashingOptions { rule, ..ThrashingOptions::default() });
+fn nvidia(making: Making<'_>, rule: Option<LapseRule>, counters: bool) -> residency::Nvidia {
+    let number = |name| making.parameters.get(name);
+    let thrashing = rule.map(|rule| ThrashingOptions {
+        rule,
+        threshold: number("thrashing-threshold") as u8,
+        pin_threshold: number("thrashing-pin-threshold") as u8,
+        lapse_ns: number("thrashing-lapse-us") * 1000,
+        ..ThrashingOptions::default()
+    });
+    let access_counter = counters.then(|| number("counter-threshold") as u16);
     residency::Nvidia::new(residency::NvidiaOptions { thrashing, access_counter })
 }
 
-fn batch_nvidia(replay: Replay) -> batching::Nvidia {
-    batching::Nvidia::new(batching::NvidiaOptions { replay, ..batching::NvidiaOptions::default() })
+fn batch_nvidia(making: Making<'_>, replay: Replay) -> batching::Nvidia {
+    batching::Nvidia::new(batching::NvidiaOptions {
+        replay,
+        batch_count: making.parameters.get("batch-entries") as usize,
+        max_batches_per_service: making.parameters.get("batches-per-service") as u32,
+        ..batching::NvidiaOptions::default()
+    })
+}
+
+fn tree(making: Making<'_>) -> NvidiaTree {
+    NvidiaTree::new(TreeOptions {
+        threshold: making.parameters.get("tree-threshold") as u32,
+        min_faults: making.parameters.get("tree-min-faults") as u32,
+    })
 }
 
 /// What comes, in a unit. A plan with a part that needs it is not built without.
-fn schedule(making: Making<'_>, unit: Granularity) -> Rc<Schedule> {
+fn schedule(making: Making<'_>, unit: Granularity) -> Arc<Schedule> {
     match making.future {
         Some(future) => future.schedule(unit),
         None => unreachable!("a part that needs the future was built without"),
@@ -82,7 +102,7 @@ pub const PARTS: &[Part] = &[
         "nvidia-tree",
         Needs::Nothing,
         "NVIDIA: the largest subtree more than 51 percent of which is there or asked for",
-        Make::Prefetch(|_| Box::new(NvidiaTree::new(TreeOptions::default()))),
+        Make::Prefetch(|making| Box::new(tree(making))),
     ),
     part(
         "gpusvm-chunks",
@@ -118,7 +138,9 @@ pub const PARTS: &[Part] = &[
         "oracle",
         Needs::Future,
         "knows what comes: what of the block is needed within the next 4096 events",
-        Make::Prefetch(|making| Box::new(Oracle::new(schedule(making, Kib4), 4096))),
+        Make::Prefetch(|making| {
+            Box::new(Oracle::new(schedule(making, Kib4), making.parameters.get("oracle-horizon")))
+        }),
     ),
     part(
         "lrm-2m",
@@ -316,31 +338,31 @@ pub const PARTS: &[Part] = &[
         "nvidia-residency-535",
         Needs::Nothing,
         "NVIDIA: advice, first touch; thrashing with a fixed lapse of 500 us",
-        Make::Residency(|_| Box::new(nvidia(Some(LapseRule::Fixed), None))),
+        Make::Residency(|making| Box::new(nvidia(making, Some(LapseRule::Fixed), false))),
     ),
     part(
         "nvidia-residency-590",
         Needs::Nothing,
         "NVIDIA: the same, with the lapse of 590.44.01 as it is written",
-        Make::Residency(|_| Box::new(nvidia(Some(LapseRule::AsWritten), None))),
+        Make::Residency(|making| Box::new(nvidia(making, Some(LapseRule::AsWritten), false))),
     ),
     part(
         "nvidia-residency-590-intended",
         Needs::Nothing,
         "NVIDIA: the same, with that lapse as it was meant",
-        Make::Residency(|_| Box::new(nvidia(Some(LapseRule::AsIntended), None))),
+        Make::Residency(|making| Box::new(nvidia(making, Some(LapseRule::AsIntended), false))),
     ),
     part(
         "nvidia-residency-counters",
         Needs::Hits,
         "NVIDIA: as 590, with access counters that move 64 KiB after 256 touches",
-        Make::Residency(|_| Box::new(nvidia(Some(LapseRule::AsWritten), Some(256)))),
+        Make::Residency(|making| Box::new(nvidia(making, Some(LapseRule::AsWritten), true))),
     ),
     part(
         "nvidia-residency-no-thrashing",
         Needs::Nothing,
         "NVIDIA: advice and first touch; thrashing is not looked for",
-        Make::Residency(|_| Box::new(nvidia(None, None))),
+        Make::Residency(|making| Box::new(nvidia(making, None, false))),
     ),
     part(
         "serial",
@@ -352,25 +374,25 @@ pub const PARTS: &[Part] = &[
         "batch-nvidia",
         Needs::Nothing,
         "NVIDIA: 256 entries, merged on arrival, sorted, flushed and replayed after each batch",
-        Make::Batching(usize::MAX, |_| Box::new(batch_nvidia(Replay::Flush))),
+        Make::Batching(usize::MAX, |making| Box::new(batch_nvidia(making, Replay::Flush))),
     ),
     part(
         "batch-nvidia-block",
         Needs::Nothing,
         "NVIDIA, replay policy 0: replayed after each block",
-        Make::Batching(usize::MAX, |_| Box::new(batch_nvidia(Replay::EachBlock))),
+        Make::Batching(usize::MAX, |making| Box::new(batch_nvidia(making, Replay::EachBlock))),
     ),
     part(
         "batch-nvidia-batch",
         Needs::Nothing,
         "NVIDIA, replay policy 1: replayed after each batch, without a flush",
-        Make::Batching(usize::MAX, |_| Box::new(batch_nvidia(Replay::EachBatch))),
+        Make::Batching(usize::MAX, |making| Box::new(batch_nvidia(making, Replay::EachBatch))),
     ),
     part(
         "batch-nvidia-once",
         Needs::Nothing,
         "NVIDIA, replay policy 3: replayed once, when the buffer is empty",
-        Make::Batching(usize::MAX, |_| Box::new(batch_nvidia(Replay::Once))),
+        Make::Batching(usize::MAX, |making| Box::new(batch_nvidia(making, Replay::Once))),
     ),
     part(
         "batch-granule",

@@ -51,7 +51,8 @@ pub const PHASE_NAMES: [&str; PHASES] = [
 ];
 
 /// What things cost. All times in nanoseconds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cost {
     /// From the first fault of an idle driver to its first instruction.
     pub interrupt_ns: u64,

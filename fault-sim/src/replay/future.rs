@@ -1,5 +1,4 @@
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use granule::policy::Granularity;
 use granule::units::PAGES_PER_BLOCK;
@@ -43,7 +42,7 @@ pub struct Future {
     map: BlockMap,
     coming: Vec<Coming>,
     position: u64,
-    schedules: RefCell<Vec<(Granularity, Rc<Schedule>)>>,
+    schedules: Mutex<Vec<(Granularity, Arc<Schedule>)>>,
 }
 
 impl Future {
@@ -96,14 +95,15 @@ impl Future {
         (0..self.map.len() as u32).map(|block| self.map.block(block) * PAGES_PER_BLOCK as u64)
     }
 
-    /// The schedule in a unit; made once.
-    pub fn schedule(&self, unit: Granularity) -> Rc<Schedule> {
-        let mut made = self.schedules.borrow_mut();
+    /// The schedule in a unit; made once, whichever thread asks first. The others wait for it.
+    pub fn schedule(&self, unit: Granularity) -> Arc<Schedule> {
+        // What a panic of another thread left behind is whole: a schedule is entered once it is made.
+        let mut made = self.schedules.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, schedule)) = made.iter().find(|(of, _)| *of == unit) {
-            return Rc::clone(schedule);
+            return Arc::clone(schedule);
         }
-        let schedule = Rc::new(Schedule::new(unit, self.map.len() as u32, &self.coming));
-        made.push((unit, Rc::clone(&schedule)));
+        let schedule = Arc::new(Schedule::new(unit, self.map.len() as u32, &self.coming));
+        made.push((unit, Arc::clone(&schedule)));
         schedule
     }
 }

@@ -3,7 +3,7 @@
 //! | file | is |
 //! |---|---|
 //! | `blocks` | what is known of each 2 MiB block: seven masks and a few numbers |
-//! | `cost`, `profile` | what things cost, as one explicit vector, and the vectors that are shipped |
+//! | `cost`, `profile`, `model` | what things cost, as one explicit vector; the vectors that are shipped; those of a file |
 //! | `metrics`, `histogram` | what is counted |
 //! | `engine` | the device's clock, the fault buffer, batches |
 //! | `service`, `words` | one block of one batch: decide, make room, move, map; the moves word by word |
@@ -32,6 +32,7 @@ mod engine;
 mod future;
 mod histogram;
 mod metrics;
+mod model;
 mod profile;
 mod service;
 mod words;
@@ -42,4 +43,5 @@ pub use engine::{Engine, LEAST_BYTES, Limits, SetupError};
 pub use future::{Future, FutureError, NEVER, Schedule};
 pub use histogram::Histogram;
 pub use metrics::Metrics;
+pub use model::{CostError, CostFile, CostModel, FORMAT as COST_FORMAT, Source as CostSource};
 pub use profile::{Figure, PROFILES, Profile, profile_named, profile_nearest};

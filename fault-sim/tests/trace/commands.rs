@@ -125,7 +125,7 @@ fn what_cannot_be_done_is_refused_in_one_sentence() {
     let folder = Folder::new();
     said(&folder, &["gen", "random", "--size", "8MiB", "-o", "t"]);
     fails(&folder, 2, &["replay", "t", "--policy", "nvidia+nothing"], "there is no policy \"nothing\"");
-    fails(&folder, 2, &["replay", "t", "--cost", "free"], "there is no profile \"free\"");
+    fails(&folder, 2, &["replay", "t", "--cost", "free"], "there is no profile and no file \"free\"");
     fails(&folder, 2, &["replay", "t", "--device-memory", "1MiB"], "too small");
     assert_eq!(
         object(&folder, &["replay", "t", "--device-memory", "1%", "--json"])["device_memory_bytes"],

@@ -7,3 +7,4 @@ mod differ;
 mod hostile;
 mod nvidia;
 mod support;
+mod sweep;

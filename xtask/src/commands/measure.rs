@@ -37,13 +37,14 @@ const BENCHES: &[&str] = &[
     "dma",
     "dma_users",
     "replay",
+    "sweep",
     "vulkan",
 ];
 
 /// The package that a bench belongs to.
 fn package(bench: &str) -> &'static str {
     match bench {
-        "replay" => "fault-sim",
+        "replay" | "sweep" => "fault-sim",
         "vulkan" => "granule-backends",
         _ => "granule",
     }

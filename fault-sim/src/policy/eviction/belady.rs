@@ -1,5 +1,5 @@
 use std::collections::BinaryHeap;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use granule::policy::Granularity;
 
@@ -13,7 +13,7 @@ use crate::replay::{Blocks, NEVER, Schedule};
 #[derive(Clone, Debug)]
 pub struct Belady {
     unit: Granularity,
-    schedule: Rc<Schedule>,
+    schedule: Arc<Schedule>,
     /// For each unit, how far into its list the trace has come.
     cursors: Vec<u32>,
     members: Vec<bool>,
@@ -23,7 +23,7 @@ pub struct Belady {
 
 impl Belady {
     /// With what comes, in this unit.
-    pub fn new(unit: Granularity, schedule: Rc<Schedule>) -> Self {
+    pub fn new(unit: Granularity, schedule: Arc<Schedule>) -> Self {
         let units = schedule.units();
         Self {
             unit,

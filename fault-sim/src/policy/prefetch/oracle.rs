@@ -1,4 +1,4 @@
-use std::rc::Rc;
+use std::sync::Arc;
 
 use granule::policy::Granularity;
 use granule::units::{PAGES_PER_BLOCK, PageIndex, PageMask};
@@ -9,14 +9,14 @@ use crate::replay::{NEVER, Proc, Schedule};
 /// Knows what comes: of the block, the pages that the device needs within the next so many events.
 #[derive(Clone, Debug)]
 pub struct Oracle {
-    schedule: Rc<Schedule>,
+    schedule: Arc<Schedule>,
     cursors: Vec<u32>,
     horizon: u64,
 }
 
 impl Oracle {
     /// With what comes, by page.
-    pub fn new(schedule: Rc<Schedule>, horizon: u64) -> Self {
+    pub fn new(schedule: Arc<Schedule>, horizon: u64) -> Self {
         Self { cursors: vec![0; schedule.units()], schedule, horizon }
     }
 }
