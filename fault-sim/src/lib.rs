@@ -14,6 +14,7 @@
 //! | [`replay`], [`play`] | a trace through policies, in virtual time; one result for each setting |
 //! | [`sweep`] | every combination of settings, on all cores, a part of them, or what is left of them |
 //! | [`report`], [`result`] | what `run` and `replay` print: a table, one JSON object, CSV |
+//! | [`processor`] | hints on what will be looked at, and instructions that not every processor has |
 //! | [`size`], [`memory`], [`output`] | sizes as people write them; how much memory there is; where results go |
 //! | [`split`], [`seed`], [`progress`] | sharing work out, values from a seed, a bar on a terminal |
 //!
@@ -31,6 +32,7 @@ pub mod part;
 pub mod pattern;
 pub mod play;
 pub mod policy;
+pub mod processor;
 pub mod progress;
 pub mod replay;
 pub mod report;

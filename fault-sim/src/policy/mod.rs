@@ -29,7 +29,7 @@ use std::ops::Range;
 use granule::policy::Granularity;
 use granule::units::{PAGES_PER_BLOCK, PageMask};
 
-use crate::replay::{Block, Blocks, Proc};
+use crate::replay::{Block, Blocks, Proc, Rare};
 use crate::trace::Access;
 
 /// What a prefetcher sees: the pages of one block that are about to move to one destination.
@@ -128,6 +128,9 @@ pub fn unit_of(unit: Granularity, block: u32, page: usize) -> u32 {
 /// The block of a unit, and the unit's pages.
 #[inline]
 pub fn pages_of_unit(unit: Granularity, number: u32) -> Victim {
+    if unit == Granularity::Mib2 {
+        return Victim { block: number, pages: PageMask::FULL };
+    }
     let (block, at) = (number / units_per_block(unit), (number % units_per_block(unit)) as usize);
     Victim { block, pages: PageMask::of_range(at * unit.pages()..(at + 1) * unit.pages()) }
 }
@@ -147,6 +150,8 @@ pub struct FaultView<'a> {
     pub now_ns: u64,
     /// The block as it is.
     pub state: &'a Block,
+    /// What few blocks have.
+    pub rare: &'a Rare,
 }
 
 /// Where a faulting page shall be.
@@ -185,6 +190,8 @@ pub trait Residency {
     fn always_device(&self, _block: u32, _state: &Block) -> bool {
         false
     }
+    /// Faults on these blocks may be asked about soon. A hint.
+    fn soon(&self, _blocks: &[u32]) {}
     /// Pages were moved.
     fn moved(
         &mut self,

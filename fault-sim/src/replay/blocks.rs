@@ -2,6 +2,7 @@ use std::ops::{Deref, DerefMut, Range};
 
 use granule::units::{PAGES_PER_BLOCK, PageMask};
 
+use crate::processor;
 use crate::trace::BlockMap;
 
 /// Who can own a page.
@@ -13,11 +14,12 @@ pub enum Proc {
     Device,
 }
 
-/// One block: 512 bytes. What every fault needs is in the first four cache lines; the masks behind them are looked at
-/// only where a flag says that they hold something.
+/// What every fault needs to know of a block, in three cache lines. What few blocks have is in its [`Rare`].
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct Block {
+    /// Its first page: address / 4096.
+    pub first_page: u64,
     /// When the last batch that brought something here ended.
     pub ready_ns: u64,
     /// Which eviction (counted from 1) was the last one here.
@@ -50,10 +52,14 @@ pub struct Block {
     pub prefetch_pages: u32,
     /// On the device.
     pub resident: Lined,
-    /// On the device by a prefetch, and not touched since.
-    pub unused: PageMask,
-    /// Was evicted the last time that anything of this block was, and has not been back since.
-    pub evicted: PageMask,
+    /// Of what is on the device: came by a prefetch, and was not touched since. Of what is not: was evicted the last time
+    /// that it left, and the program has not unmapped it since.
+    pub(super) marked: Lined,
+}
+
+/// The masks of a block that are looked at only where a flag of the block says that they hold something.
+#[derive(Clone, Debug)]
+pub struct Rare {
     /// Written by the device since it came.
     pub dirty: PageMask,
     /// Has contents, here or there. What is resident has; what has and is not resident is in system memory.
@@ -84,16 +90,23 @@ impl DerefMut for Lined {
     }
 }
 
-impl Block {
+impl Rare {
     fn new(data_on_cpu: bool) -> Self {
         Self {
-            resident: Lined(PageMask::EMPTY),
-            unused: PageMask::EMPTY,
             exists: if data_on_cpu { PageMask::FULL } else { PageMask::EMPTY },
-            evicted: PageMask::EMPTY,
             dirty: PageMask::EMPTY,
             linked: PageMask::EMPTY,
             duplicated: PageMask::EMPTY,
+        }
+    }
+}
+
+impl Block {
+    fn new(first_page: u64, data_on_cpu: bool) -> Self {
+        Self {
+            first_page,
+            resident: Lined(PageMask::EMPTY),
+            marked: Lined(PageMask::EMPTY),
             ready_ns: 0,
             evicted_at: 0,
             first: 0,
@@ -118,10 +131,16 @@ impl Block {
         usize::from(self.first)..usize::from(self.end)
     }
 
-    /// Pages whose contents are in system memory.
+    /// On the device by a prefetch, and not touched since.
     #[inline]
-    pub fn on_cpu(&self) -> PageMask {
-        (self.exists - *self.resident) | self.duplicated
+    pub fn unused(&self) -> PageMask {
+        *self.marked & *self.resident
+    }
+
+    /// Was evicted the last time that it left, and has not been back since.
+    #[inline]
+    pub fn evicted(&self) -> PageMask {
+        *self.marked - *self.resident
     }
 }
 
@@ -130,6 +149,7 @@ impl Block {
 pub struct Blocks {
     map: BlockMap,
     all: Vec<Block>,
+    rare: Vec<Rare>,
     data_on_cpu: bool,
     /// Position in the trace of the latest event.
     pub(super) position: u64,
@@ -139,7 +159,7 @@ impl Blocks {
     /// None yet. `data_on_cpu`: every page has contents in system memory from the start; otherwise the first touch
     /// makes it.
     pub fn new(data_on_cpu: bool) -> Self {
-        Self { map: BlockMap::default(), all: Vec::new(), data_on_cpu, position: 0 }
+        Self { map: BlockMap::default(), all: Vec::new(), rare: Vec::new(), data_on_cpu, position: 0 }
     }
 
     /// The number of the block that holds a page (address / 4096).
@@ -147,9 +167,23 @@ impl Blocks {
     pub fn number(&mut self, page: u64) -> u32 {
         let number = self.map.get_or_add(page / PAGES_PER_BLOCK as u64);
         if number as usize == self.all.len() {
-            self.all.push(Block::new(self.data_on_cpu));
+            self.add(page);
         }
         number
+    }
+
+    #[cold]
+    fn add(&mut self, page: u64) {
+        let room = (self.all.capacity(), self.rare.capacity());
+        let first_page = page / PAGES_PER_BLOCK as u64 * PAGES_PER_BLOCK as u64;
+        self.all.push(Block::new(first_page, self.data_on_cpu));
+        self.rare.push(Rare::new(self.data_on_cpu));
+        if self.all.capacity() != room.0 {
+            processor::huge(&mut self.all);
+        }
+        if self.rare.capacity() != room.1 {
+            processor::huge(&mut self.rare);
+        }
     }
 
     /// The number of the block that holds a page, if it was touched before.
@@ -161,7 +195,7 @@ impl Blocks {
     /// The first page (address / 4096) of a block.
     #[inline]
     pub fn first_page(&self, block: u32) -> u64 {
-        self.map.block(block) * PAGES_PER_BLOCK as u64
+        self.get(block).first_page
     }
 
     /// A block. Asserts that the number is one of ours.
@@ -174,6 +208,41 @@ impl Blocks {
     #[inline]
     pub fn get_mut(&mut self, block: u32) -> &mut Block {
         &mut self.all[block as usize]
+    }
+
+    /// What few blocks have.
+    #[inline]
+    pub fn rare(&self, block: u32) -> &Rare {
+        &self.rare[block as usize]
+    }
+
+    /// What few blocks have, to change.
+    #[inline]
+    pub fn rare_mut(&mut self, block: u32) -> &mut Rare {
+        &mut self.rare[block as usize]
+    }
+
+    /// A block and what few blocks have, to change.
+    #[inline]
+    pub(super) fn both_mut(&mut self, block: u32) -> (&mut Block, &mut Rare) {
+        (&mut self.all[block as usize], &mut self.rare[block as usize])
+    }
+
+    /// Pages of a block whose contents are in system memory.
+    #[inline]
+    pub fn on_cpu(&self, block: u32) -> PageMask {
+        let (state, rare) = (self.get(block), self.rare(block));
+        (rare.exists - *state.resident) | rare.duplicated
+    }
+
+    /// A block will be looked at soon. A hint.
+    #[inline]
+    pub(super) fn fetch(&self, block: u32) {
+        if let Some(state) = self.all.get(block as usize) {
+            processor::fetch(state);
+            processor::fetch(&state.resident);
+            processor::fetch(&state.marked);
+        }
     }
 
     /// Position in the trace of the latest event, counted from 1.
@@ -194,8 +263,8 @@ impl Blocks {
 
     /// Bytes that they take.
     pub fn bytes(&self) -> usize {
-        self.all.capacity() * size_of::<Block>()
+        self.all.capacity() * size_of::<Block>() + self.rare.capacity() * size_of::<Rare>()
     }
 }
 
-const _: () = assert!(size_of::<Block>() == 512, "a block is eight cache lines");
+const _: () = assert!(size_of::<Block>() == 192, "a block is three cache lines");

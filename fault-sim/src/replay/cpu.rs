@@ -17,27 +17,28 @@ impl Engine {
         let begun = self.device_ns;
         loop {
             self.now_ns = self.device_ns;
-            let state = self.blocks.get_mut(block);
-            if state.duplicated.contains(index) && event.access.writes() {
+            let rare = self.blocks.rare(block);
+            if rare.duplicated.contains(index) && event.access.writes() {
                 // The device's copy is out of date from now on.
                 let pages = PageMask::of(index);
                 self.release(block, &pages);
-                let state = self.blocks.get_mut(block);
+                let (state, rare) = self.blocks.both_mut(block);
                 *state.resident -= pages;
-                state.duplicated -= pages;
-                state.unused -= pages;
-                state.dirty -= pages;
+                *state.marked -= pages;
+                rare.duplicated -= pages;
+                rare.dirty -= pages;
                 self.spend_aside(Phase::Map, self.cost.map_ns);
                 return;
             }
-            if !state.resident.contains(index) || state.duplicated.contains(index) {
-                state.exists.insert(index);
-                state.all_exist = state.exists.is_full();
+            let (state, rare) = self.blocks.both_mut(block);
+            if !state.resident.contains(index) || rare.duplicated.contains(index) {
+                rare.exists.insert(index);
+                state.all_exist = rare.exists.is_full();
                 return;
             }
             let now_ns = self.device_ns;
-            let state = self.blocks.get(block);
-            let view = FaultView { by: Proc::Cpu, block, page, access: event.access, now_ns, state };
+            let (state, rare) = (self.blocks.get(block), self.blocks.rare(block));
+            let view = FaultView { by: Proc::Cpu, block, page, access: event.access, now_ns, state, rare };
             match self.residency.decide(&view) {
                 Decision::Throttle { until_ns } => {
                     self.metrics.throttles += 1;
@@ -48,8 +49,8 @@ impl Engine {
                 // A duplicate for the CPU: the device keeps its copy.
                 Decision::Duplicate => {
                     self.metrics.cpu_faults += 1;
-                    let state = self.blocks.get_mut(block);
-                    state.duplicated.insert(index);
+                    let (state, rare) = self.blocks.both_mut(block);
+                    rare.duplicated.insert(index);
                     state.some_shared = true;
                     self.pay_cpu_fault(begun, 1, 4096);
                     return;
@@ -76,7 +77,7 @@ impl Engine {
     fn homecoming(&mut self, block: u32, index: PageIndex, event: &Event) {
         let faulted = PageMask::of(index);
         let state = self.blocks.get(block);
-        let on_cpu = state.on_cpu();
+        let on_cpu = self.blocks.on_cpu(block);
         let written = if event.access.writes() { faulted } else { PageMask::EMPTY };
         let demand = Demand {
             block,
@@ -87,7 +88,7 @@ impl Engine {
             resident: &on_cpu,
             thrashing: self.residency.thrashing(block),
             preferred: state.preferred,
-            exists: &state.exists,
+            exists: &self.blocks.rare(block).exists,
             region: state.region(),
             one_destination: true,
             position: self.blocks.position,
@@ -103,20 +104,19 @@ impl Engine {
             this.metrics.unmapped_pages += (*this.blocks.get(block).resident & pages).count() as u64;
             let there = *this.blocks.get(block).resident & pages;
             this.release(block, &there);
-            let state = this.blocks.get_mut(block);
-            this.metrics.prefetch_wasted += (state.unused & pages).count() as u64;
+            let (state, rare) = this.blocks.both_mut(block);
+            this.metrics.prefetch_wasted += (state.unused() & pages).count() as u64;
             for mask in [
                 &mut state.resident.0,
-                &mut state.unused,
-                &mut state.exists,
-                &mut state.evicted,
-                &mut state.dirty,
-                &mut state.linked,
-                &mut state.duplicated,
+                &mut state.marked.0,
+                &mut rare.exists,
+                &mut rare.dirty,
+                &mut rare.linked,
+                &mut rare.duplicated,
             ] {
                 *mask -= pages;
             }
-            state.all_exist = state.exists.is_full();
+            state.all_exist = rare.exists.is_full();
             this.residency.unmapped(block, &pages);
             this.prefetch.unmapped(block, &pages);
         });

@@ -6,9 +6,10 @@ use super::cost::Phase;
 use super::{Block, Blocks, Cost, Future, Metrics};
 use crate::policy::catalogue::Set;
 use crate::policy::{Batch, Batching, Eviction, Prefetcher, RawFault, Replay, Residency, unit_of};
+use crate::processor;
 use crate::trace::{Access, Event, EventKind};
 
-/// Events whose blocks are touched ahead of their turn, so that the processor fetches them side by side.
+/// Events whose blocks are fetched ahead of their turn, side by side.
 const AHEAD: usize = 32;
 /// The least device memory: two blocks, so that one can be filled while another one leaves.
 const LEAST_PAGES: u64 = 2 * PAGES_PER_BLOCK as u64;
@@ -58,7 +59,8 @@ pub struct Engine {
     replay: Replay,
     pub(super) cost: Cost,
     pub(super) limits: Limits,
-    /// Pages of device memory that no unit has.
+    /// Pages of device memory, and those that no unit has.
+    all_pages: u64,
     pub(super) free_pages: u64,
     pub(super) metrics: Metrics,
     /// The device's clock, and how far it is behind the trace's.
@@ -78,8 +80,22 @@ pub struct Engine {
     /// Arrivals of who was served and waits for the replay at the end of the loop.
     held: Vec<u64>,
     batches_in_service: u32,
-    /// What the blocks touched ahead hold; kept so that the touches are.
-    touched: u64,
+    /// The blocks of the batch that is being served.
+    coming: Vec<u32>,
+}
+
+/// The blocks of one batch.
+struct Services<'a> {
+    engine: &'a mut Engine,
+    keys: &'a [u64],
+}
+
+impl processor::Work for Services<'_> {
+    type Found = u64;
+    #[inline(always)]
+    fn run(self) -> u64 {
+        self.engine.serve_blocks(self.keys)
+    }
 }
 
 impl Engine {
@@ -108,6 +124,7 @@ impl Engine {
             batching: set.batching,
             unit,
             cost,
+            all_pages: pages,
             free_pages: pages,
             metrics: Metrics::default(),
             device_ns: 0,
@@ -122,7 +139,7 @@ impl Engine {
             done_ns: Vec::new(),
             held: Vec::new(),
             batches_in_service: 0,
-            touched: 0,
+            coming: Vec::new(),
         })
     }
 
@@ -140,15 +157,13 @@ impl Engine {
             for (event, block) in events.iter().zip(&mut blocks) {
                 if matches!(event.kind, EventKind::Access | EventKind::DeviceFault) {
                     *block = self.blocks.number(event.page);
-                    let word = event.page as usize % PAGES_PER_BLOCK / 64;
-                    self.touched ^= self.blocks.get(*block).resident.words()[word];
+                    self.blocks.fetch(*block);
                 }
             }
             for (event, block) in events.iter().zip(blocks) {
                 self.event(event, block);
             }
         }
-        std::hint::black_box(self.touched);
     }
 
     #[inline]
@@ -178,17 +193,17 @@ impl Engine {
     fn touch(&mut self, event: &Event, block: u32) {
         let page = event.page as usize % PAGES_PER_BLOCK;
         let index = PageIndex(page as u16);
-        let state = self.blocks.get_mut(block);
+        let (state, rare) = self.blocks.both_mut(block);
         if state.resident.contains(index) {
-            if !(event.access.writes() && state.some_shared && state.duplicated.contains(index)) {
+            if !(event.access.writes() && state.some_shared && rare.duplicated.contains(index)) {
                 self.metrics.hits += 1;
-                if state.unused.contains(index) {
+                if state.marked.contains(index) {
                     self.metrics.prefetch_hits += 1;
                     self.metrics.prefetch_late += u64::from(self.device_ns < state.ready_ns);
-                    state.unused -= PageMask::of(index);
+                    *state.marked -= PageMask::of(index);
                 }
                 if event.access.writes() {
-                    state.dirty.insert(index);
+                    rare.dirty.insert(index);
                     state.some_dirty = true;
                 }
                 if self.sees_hits {
@@ -196,7 +211,7 @@ impl Engine {
                 }
                 return;
             }
-        } else if state.some_shared && state.linked.contains(index) {
+        } else if state.some_shared && rare.linked.contains(index) {
             self.remote(event, block, page);
             return;
         }
@@ -276,7 +291,39 @@ impl Engine {
         self.spend(Phase::Preprocess, self.cost.preprocess_entry_ns * self.batch.keys.len() as u64);
         let keys = std::mem::take(&mut self.batch.keys);
         let keys = self.sorted(keys);
-        self.touch_blocks(&keys);
+        self.fetch_ahead(&keys);
+        let throttled_until = processor::fast(Services { engine: self, keys: &keys });
+        self.batch.keys = keys;
+        self.end_batch(count, throttled_until);
+    }
+
+    fn sorted(&self, mut keys: Vec<u64>) -> Vec<u64> {
+        if !keys.is_sorted() {
+            keys.sort_unstable();
+        }
+        keys
+    }
+
+    /// Fetches what the batch will look at, side by side: its blocks once more, for the faults may be long ago, what the
+    /// residency policy keeps of them, and those that will most likely leave.
+    fn fetch_ahead(&mut self, keys: &[u64]) {
+        self.coming.clear();
+        for key in keys {
+            let block = self.buffer[Batch::position(*key)].block;
+            if self.coming.last() != Some(&block) {
+                self.blocks.fetch(block);
+                self.coming.push(block);
+            }
+        }
+        self.residency.soon(&self.coming);
+        if self.free_pages < (PAGES_PER_BLOCK * keys.len()) as u64 {
+            self.eviction.soon(keys.len()).for_each(|block| self.blocks.fetch(block));
+        }
+    }
+
+    /// Serves the blocks of a batch in order. Returns until when somebody was throttled; `u64::MAX` if nobody was.
+    #[inline(always)]
+    fn serve_blocks(&mut self, keys: &[u64]) -> u64 {
         let mut throttled_until = u64::MAX;
         let mut from = 0;
         while from < keys.len() {
@@ -293,38 +340,7 @@ impl Engine {
             }
             from += length;
         }
-        self.batch.keys = keys;
-        self.end_batch(count, throttled_until);
-    }
-
-    fn sorted(&self, mut keys: Vec<u64>) -> Vec<u64> {
-        if !keys.is_sorted() {
-            keys.sort_unstable();
-        }
-        keys
-    }
-
-    /// Reads from every block of a batch before the first one is worked on, so that the processor fetches them side by
-    /// side.
-    fn touch_blocks(&mut self, keys: &[u64]) {
-        let mut last = u32::MAX;
-        for key in keys {
-            let block = self.buffer[Batch::position(*key)].block;
-            if block != last {
-                let state = self.blocks.get(block);
-                let first = |mask: &PageMask| mask.words()[0];
-                self.touched ^=
-                    first(&state.unused) ^ first(&state.exists) ^ first(&state.evicted) ^ state.ready_ns;
-                last = block;
-            }
-        }
-        if self.free_pages < PAGES_PER_BLOCK as u64 * keys.len() as u64 {
-            for block in self.eviction.soon(keys.len()) {
-                let state = self.blocks.get(block);
-                self.touched ^=
-                    state.resident.words()[0] ^ state.unused.words()[0] ^ state.evicted.words()[0];
-            }
-        }
+        throttled_until
     }
 
     /// Lets go of who was served, keeps who was throttled, and says when the driver goes on.
@@ -350,9 +366,13 @@ impl Engine {
             let state = self.blocks.get(fault.block);
             let index = PageIndex((fault.page % PAGES_PER_BLOCK as u64) as u16);
             let has = |state: &Block| {
+                if !state.some_shared {
+                    return state.resident.contains(index);
+                }
+                let rare = self.blocks.rare(fault.block);
                 let there = state.resident.contains(index);
-                there && !(fault.access.writes() && state.duplicated.contains(index))
-                    || state.linked.contains(index)
+                there && !(fault.access.writes() && rare.duplicated.contains(index))
+                    || rare.linked.contains(index)
             };
             let goes = if at < count {
                 // Whoever was throttled stays; who was served and evicted again within the batch faults again later.
@@ -411,6 +431,16 @@ impl Engine {
         self.metrics.remote_touches += 1;
         self.hold_device_until(self.device_ns + self.cost.remote_access_ns);
         self.count_remote(block, page, event.access);
+    }
+
+    /// Time of the device since the first event.
+    pub fn time_ns(&self) -> u64 {
+        self.device_ns - self.begun_ns.unwrap_or(self.device_ns).min(self.device_ns)
+    }
+
+    /// Pages of device memory that are in use, in whole units of the eviction policy.
+    pub fn held_pages(&self) -> u64 {
+        self.all_pages - self.free_pages
     }
 
     /// What the policies work on.

@@ -2,7 +2,7 @@
 //!
 //! | file | is |
 //! |---|---|
-//! | `blocks` | what is known of each 2 MiB block: seven masks and a few numbers |
+//! | `blocks` | what is known of each 2 MiB block: what every fault needs, and what few blocks have |
 //! | `cost`, `profile`, `model` | what things cost, as one explicit vector; the vectors that are shipped; those of a file |
 //! | `metrics`, `histogram` | what is counted |
 //! | `engine` | the device's clock, the fault buffer, batches |
@@ -22,7 +22,7 @@
 //!
 //! # Rules
 //! 1. The same trace, policies, profile and seed give the same result, byte for byte.
-//! 2. Nothing is allocated for a fault; a block is 512 bytes, found by two loads.
+//! 2. Nothing is allocated for a fault; a block is three cache lines, found by two loads and fetched before they are needed.
 //! 3. A policy decides; only the engine changes a block.
 
 mod blocks;
@@ -37,7 +37,7 @@ mod profile;
 mod service;
 mod words;
 
-pub use blocks::{Block, Blocks, Proc};
+pub use blocks::{Block, Blocks, Proc, Rare};
 pub use cost::{Cost, PHASE_NAMES, Phase};
 pub use engine::{Engine, LEAST_BYTES, Limits, SetupError};
 pub use future::{Future, FutureError, NEVER, Schedule};

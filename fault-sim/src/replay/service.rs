@@ -19,13 +19,24 @@ struct Decided {
 
 impl Engine {
     /// Serves the keys of one block, in order. Returns until when somebody was throttled; `u64::MAX` if nobody was.
+    #[inline(always)]
     pub(super) fn service(&mut self, block: u32, keys: &[u64]) -> u64 {
         self.metrics.services += 1;
         self.spend(Phase::Lock, self.cost.block_ns);
+        let state = self.blocks.get(block);
+        if !state.some_shared && self.residency.always_device(block, state) {
+            let (mut to_device, mut written) = (PageMask::EMPTY, PageMask::EMPTY);
+            self.ask(block, keys, &mut to_device, &mut written);
+            if !to_device.is_empty() {
+                self.bring(block, &to_device, &written, &PageMask::EMPTY, true, Cause::Fault);
+            }
+            return u64::MAX;
+        }
         let decided = self.decide(block, keys);
         let one_destination = decided.linked.is_empty() || decided.to_device.is_empty();
         if !decided.to_device.is_empty() {
-            self.bring(block, &decided, one_destination, Cause::Fault);
+            let Decided { to_device, written, duplicated, .. } = &decided;
+            self.bring(block, to_device, written, duplicated, one_destination, Cause::Fault);
         }
         if !decided.linked.is_empty() {
             self.link(block, &decided.linked);
@@ -33,13 +44,44 @@ impl Engine {
         decided.throttled_until.unwrap_or(u64::MAX)
     }
 
+    /// What of the keys of one block the device does not have, and what of that is written: where all that faults goes to
+    /// the device.
+    #[inline(always)]
+    fn ask(&mut self, block: u32, keys: &[u64], to_device: &mut PageMask, written: &mut PageMask) {
+        let state = self.blocks.get_mut(block);
+        let (mut duplicate, mut spurious) = (0, 0);
+        let mut last = u64::MAX;
+        for key in keys {
+            let page = Batch::page(*key);
+            duplicate += u64::from(page == last);
+            if page != last {
+                last = page;
+                let page = page as usize % PAGES_PER_BLOCK;
+                if state.resident.contains(PageIndex(page as u16)) {
+                    spurious += 1;
+                    continue;
+                }
+                let asked = words::one(page);
+                *to_device |= asked;
+                if Batch::writes(*key) {
+                    *written |= asked;
+                }
+            }
+        }
+        let unique = keys.len() as u64 - duplicate - spurious;
+        state.faults += unique as u32;
+        self.metrics.faults_duplicate += duplicate;
+        self.metrics.faults_spurious += spurious;
+        self.metrics.faults_unique += unique;
+    }
+
+    #[inline(always)]
     fn decide(&mut self, block: u32, keys: &[u64]) -> Decided {
         let mut decided = Decided::default();
         let state = self.blocks.get(block);
-        let plain = !state.some_shared && self.residency.always_device(block, state);
         let resident = *state.resident;
         let (linked, duplicated) = match state.some_shared {
-            true => (state.linked, state.duplicated),
+            true => (self.blocks.rare(block).linked, self.blocks.rare(block).duplicated),
             false => (PageMask::EMPTY, PageMask::EMPTY),
         };
         let (mut duplicate, mut spurious, mut unique) = (0, 0, 0u32);
@@ -60,13 +102,12 @@ impl Engine {
                 continue;
             }
             unique += 1;
-            let decision = if plain {
-                Decision::Device
-            } else {
+            let decision = {
                 let access = Self::access_of(writes);
-                let state = self.blocks.get(block);
+                let (state, rare) = (self.blocks.get(block), self.blocks.rare(block));
                 let now_ns = self.now_ns;
-                self.residency.decide(&FaultView { by: Proc::Device, block, page, access, now_ns, state })
+                let by = Proc::Device;
+                self.residency.decide(&FaultView { by, block, page, access, now_ns, state, rare })
             };
             match decision {
                 Decision::Device => decided.to_device.insert(index),
@@ -94,20 +135,28 @@ impl Engine {
     }
 
     /// Brings pages to the device, and those that a prefetcher adds.
-    fn bring(&mut self, block: u32, decided: &Decided, one_destination: bool, cause: Cause) {
+    #[inline(always)]
+    fn bring(
+        &mut self,
+        block: u32,
+        faulted: &PageMask,
+        written: &PageMask,
+        duplicated: &PageMask,
+        one_destination: bool,
+        cause: Cause,
+    ) {
         let state = self.blocks.get(block);
         let region = state.region();
-        let faulted = decided.to_device;
         let demand = Demand {
             block,
             first_page: self.blocks.first_page(block),
             to: Proc::Device,
-            faulted: &faulted,
-            written: &decided.written,
+            faulted,
+            written,
             resident: &state.resident,
             thrashing: self.residency.thrashing(block),
             preferred: state.preferred,
-            exists: &state.exists,
+            exists: &self.blocks.rare(block).exists,
             region: region.clone(),
             one_destination,
             position: self.blocks.position,
@@ -116,28 +165,28 @@ impl Engine {
         if region.len() < PAGES_PER_BLOCK {
             wide &= PageMask::of_range(region.clone());
         }
-        self.make_room(block, &faulted, &wide);
+        self.make_room(block, faulted, &wide);
 
         let refault =
             self.metrics.evictions - self.blocks.get(block).evicted_at <= self.limits.refault_window;
-        let state = self.blocks.get_mut(block);
+        let (state, rare) = self.blocks.both_mut(block);
         if state.some_shared {
-            wide -= state.linked;
+            wide -= rare.linked;
         }
         let had = *state.resident;
-        let done = words::bring(state, &faulted, &wide);
+        let done = words::bring(state, faulted, &wide);
         if refault {
             self.metrics.refaults += done.returned_pages;
         }
-        if !decided.written.is_empty() {
-            state.dirty |= decided.written;
+        if !written.is_empty() {
+            rare.dirty |= *written;
             state.some_dirty = true;
         }
-        if state.some_shared || !decided.duplicated.is_empty() {
+        if state.some_shared || !duplicated.is_empty() {
             state.some_shared = true;
-            state.linked -= done.fresh;
-            state.duplicated = (state.duplicated | decided.duplicated) - decided.written;
-            self.metrics.duplicated_pages += decided.duplicated.count() as u64;
+            rare.linked -= done.fresh;
+            rare.duplicated = (rare.duplicated | *duplicated) - *written;
+            self.metrics.duplicated_pages += duplicated.count() as u64;
         }
         state.demand_pages += done.demand_pages as u32;
         state.prefetch_pages += done.prefetch_pages as u32;
@@ -148,22 +197,22 @@ impl Engine {
         } else {
             let fresh = done.fresh;
             let (zeroed, demand, ahead) =
-                (fresh - state.exists, fresh & faulted & state.exists, (fresh - faulted) & state.exists);
-            state.exists |= fresh;
-            state.all_exist = state.exists.is_full();
+                (fresh - rare.exists, fresh & *faulted & rare.exists, (fresh - *faulted) & rare.exists);
+            rare.exists |= fresh;
+            state.all_exist = rare.exists.is_full();
             let copied = (demand.count() + ahead.count()) as u64;
             self.pay_for_copy((demand.runs().count() + ahead.runs().count()) as u64, copied);
             self.pay_for_zeroes(&zeroed);
         }
         self.spend(Phase::Map, self.cost.map_ns);
-        self.brought(block, &had, &done.fresh, &faulted, region.len() == PAGES_PER_BLOCK);
+        self.brought(block, &had, &done.fresh, faulted, region.len() == PAGES_PER_BLOCK);
         let state = self.blocks.get_mut(block);
         state.ready_ns = self.now_ns;
         self.residency.moved(block, state, &done.fresh, Proc::Device, cause, self.now_ns);
     }
 
     /// Tells the eviction policy which units have come.
-    #[inline]
+    #[inline(always)]
     fn brought(
         &mut self,
         block: u32,
@@ -197,6 +246,7 @@ impl Engine {
         }
     }
 
+    #[inline(always)]
     fn pay_for_copy(&mut self, runs: u64, pages: u64) {
         if pages > 0 {
             self.spend(Phase::Unmap, self.cost.unmap_ns);
@@ -220,11 +270,11 @@ impl Engine {
         if !home.is_empty() {
             self.send_home(block, &home, Cause::Fault);
         }
-        let state = self.blocks.get_mut(block);
-        let zeroed = *pages - state.exists;
-        state.exists |= *pages;
-        state.all_exist = state.exists.is_full();
-        state.linked |= *pages;
+        let (state, rare) = self.blocks.both_mut(block);
+        let zeroed = *pages - rare.exists;
+        rare.exists |= *pages;
+        state.all_exist = rare.exists.is_full();
+        rare.linked |= *pages;
         state.some_shared = true;
         let linked = pages.count() as u64;
         self.metrics.linked_pages += linked;
@@ -234,6 +284,7 @@ impl Engine {
     }
 
     /// Evicts until these pages fit.
+    #[inline(always)]
     fn make_room(&mut self, block: u32, faulted: &PageMask, wide: &PageMask) {
         let unit_pages = self.unit.pages();
         loop {
@@ -262,6 +313,7 @@ impl Engine {
     }
 
     /// Takes pages away to make room.
+    #[inline(always)]
     fn evict(&mut self, block: u32, pages: &PageMask) {
         self.metrics.evictions += 1;
         let evictions = self.metrics.evictions;
@@ -269,11 +321,10 @@ impl Engine {
         let pages = *pages & *state.resident;
         let left = *state.resident - pages;
         state.evictions += 1;
-        state.evicted |= pages;
         state.evicted_at = evictions;
         let freed = freed_pages(self.unit.pages(), &state.resident, &left);
         self.free_pages += freed;
-        let left = self.leave(block, &pages);
+        let left = self.leave(block, &pages, true);
         self.metrics.evicted_pages += left.pages;
         self.metrics.evicted_dirty_pages += left.dirty_pages;
         let state = self.blocks.get(block);
@@ -284,7 +335,7 @@ impl Engine {
     pub(super) fn send_home(&mut self, block: u32, pages: &PageMask, cause: Cause) {
         let pages = *pages & *self.blocks.get(block).resident;
         self.release(block, &pages);
-        self.metrics.homecoming_pages += self.leave(block, &pages).pages;
+        self.metrics.homecoming_pages += self.leave(block, &pages, false).pages;
         let state = self.blocks.get(block);
         self.residency.moved(block, state, &pages, Proc::Cpu, cause, self.now_ns);
     }
@@ -310,8 +361,10 @@ impl Engine {
     }
 
     /// Copies pages out and enters that they are in system memory.
-    fn leave(&mut self, block: u32, pages: &PageMask) -> words::Left {
-        let left = words::leave(self.blocks.get_mut(block), pages);
+    #[inline(always)]
+    fn leave(&mut self, block: u32, pages: &PageMask, evicted: bool) -> words::Left {
+        let (state, rare) = self.blocks.both_mut(block);
+        let left = words::leave(state, rare, pages, evicted);
         self.metrics.prefetch_wasted += left.unused_pages;
         self.metrics.copies_out += left.copy_runs;
         self.spend(Phase::Map, self.cost.map_ns);
@@ -322,7 +375,7 @@ impl Engine {
     /// Mappings in system memory whose time is over.
     pub(super) fn expire(&mut self) {
         while let Some((block, pages)) = self.residency.expired(self.now_ns) {
-            self.blocks.get_mut(block).linked -= pages;
+            self.blocks.rare_mut(block).linked -= pages;
             self.spend(Phase::Map, self.cost.map_ns);
         }
     }
@@ -330,22 +383,22 @@ impl Engine {
     /// Tells the residency policy of a touch through the bus, and moves the page if that was enough.
     pub(super) fn count_remote(&mut self, block: u32, page: usize, access: Access) {
         let now_ns = self.device_ns;
-        let state = self.blocks.get(block);
-        let view = FaultView { by: Proc::Device, block, page, access, now_ns, state };
-        let to_device = self.residency.remote_touch(&view) & state.linked;
+        let (state, rare) = (self.blocks.get(block), self.blocks.rare(block));
+        let view = FaultView { by: Proc::Device, block, page, access, now_ns, state, rare };
+        let to_device = self.residency.remote_touch(&view) & rare.linked;
         if !to_device.is_empty() {
             let touched = PageMask::of(PageIndex(page as u16));
             let written = if access.writes() { touched & to_device } else { PageMask::EMPTY };
-            let decided = Decided { to_device, written, ..Decided::default() };
             self.now_ns = self.device_ns.max(self.driver_free_ns);
-            self.blocks.get_mut(block).linked -= to_device;
-            self.bring(block, &decided, true, Cause::AccessCounter);
+            self.blocks.rare_mut(block).linked -= to_device;
+            self.bring(block, &to_device, &written, &PageMask::EMPTY, true, Cause::AccessCounter);
             self.driver_free_ns = self.now_ns;
         }
     }
 }
 
 /// Pages of device memory that become free when `had` shrinks to `left`.
+#[inline(always)]
 fn freed_pages(unit: usize, had: &PageMask, left: &PageMask) -> u64 {
     let held = |mask: &PageMask| match unit {
         1 => mask.count(),

@@ -3,7 +3,7 @@
 
 use granule::units::{MASK_WORDS, PageMask};
 
-use super::Block;
+use super::{Block, Rare};
 
 /// What one service brought.
 #[derive(Clone, Copy, Default, Debug)]
@@ -17,17 +17,24 @@ pub(super) struct Brought {
     pub returned_pages: u64,
 }
 
-#[inline]
+/// One page. Made of whole words at once: a mask that is written bit by bit and then read as a whole keeps the processor
+/// waiting until the bits have reached its cache.
+#[inline(always)]
+pub(super) fn one(page: usize) -> PageMask {
+    let bit = 1 << (page % 64);
+    PageMask::from_words(std::array::from_fn(|at| if at == page / 64 { bit } else { 0 }))
+}
+
+#[inline(always)]
 fn ones(word: u64) -> u64 {
     if word == 0 { 0 } else { u64::from(word.count_ones()) }
 }
 
 /// Enters pages as resident: those that faulted, and of `wide` those that were not there. Contents, links and
 /// duplicates are the caller's.
-#[inline]
+#[inline(always)]
 pub(super) fn bring(state: &mut Block, faulted: &PageMask, wide: &PageMask) -> Brought {
     let mut done = Brought::default();
-    let has_left = state.evicted_at != 0;
     let (mut demand_before, mut ahead_before) = (0, 0);
     for at in 0..MASK_WORDS {
         let asked = faulted.words()[at];
@@ -38,12 +45,9 @@ pub(super) fn bring(state: &mut Block, faulted: &PageMask, wide: &PageMask) -> B
         let fresh = demand | ahead;
         if fresh != 0 {
             *resident |= fresh;
-            state.unused.words_mut()[at] |= ahead;
-            if has_left {
-                let evicted = &mut state.evicted.words_mut()[at];
-                done.returned_pages += ones(demand & *evicted);
-                *evicted &= !fresh;
-            }
+            let marked = &mut state.marked.words_mut()[at];
+            done.returned_pages += ones(demand & *marked);
+            *marked = *marked & !fresh | ahead;
             done.fresh.words_mut()[at] = fresh;
             done.demand_pages += ones(demand);
             done.demand_runs += ones(demand & !(demand << 1 | demand_before));
@@ -69,9 +73,9 @@ pub(super) struct Left {
     pub dirty_pages: u64,
 }
 
-/// Enters that resident pages are not on the device any more.
-#[inline]
-pub(super) fn leave(state: &mut Block, pages: &PageMask) -> Left {
+/// Enters that resident pages are not on the device any more, and whether that was an eviction.
+#[inline(always)]
+pub(super) fn leave(state: &mut Block, rare: &mut Rare, pages: &PageMask, evicted: bool) -> Left {
     let mut done = Left::default();
     let mut before = 0;
     let mut still_dirty = 0;
@@ -80,16 +84,16 @@ pub(super) fn leave(state: &mut Block, pages: &PageMask) -> Left {
         let mut copied = word;
         if word != 0 {
             state.resident.words_mut()[at] &= !word;
-            let unused = &mut state.unused.words_mut()[at];
-            done.unused_pages += ones(word & *unused);
-            *unused &= !word;
+            let marked = &mut state.marked.words_mut()[at];
+            done.unused_pages += ones(word & *marked);
+            *marked = *marked & !word | if evicted { word } else { 0 };
             if state.some_shared {
-                let duplicated = &mut state.duplicated.words_mut()[at];
+                let duplicated = &mut rare.duplicated.words_mut()[at];
                 copied &= !*duplicated;
                 *duplicated &= !word;
             }
             if state.some_dirty {
-                let dirty = &mut state.dirty.words_mut()[at];
+                let dirty = &mut rare.dirty.words_mut()[at];
                 done.dirty_pages += ones(word & *dirty);
                 *dirty &= !word;
             }
@@ -98,7 +102,7 @@ pub(super) fn leave(state: &mut Block, pages: &PageMask) -> Left {
             done.copy_runs += ones(copied & !(copied << 1 | before));
         }
         if state.some_dirty {
-            still_dirty |= state.dirty.words()[at];
+            still_dirty |= rare.dirty.words()[at];
         }
         before = copied >> 63;
     }

@@ -3,6 +3,7 @@ use std::ops::Range;
 use granule::units::{MASK_WORDS, PAGES_PER_BLOCK, PAGES_PER_SLOT_64K, PageMask};
 
 use super::super::{Demand, Prefetcher};
+use crate::processor;
 use crate::replay::Proc;
 
 /// The driver's parameters, with its defaults.
@@ -57,27 +58,46 @@ impl NvidiaTree {
 
 impl Prefetcher for NvidiaTree {
     fn widen(&mut self, demand: &Demand<'_>) -> PageMask {
+        processor::fast(Widening { tree: self, demand })
+    }
+}
+
+/// One question to the tree.
+struct Widening<'a, 'b> {
+    tree: &'a mut NvidiaTree,
+    demand: &'a Demand<'b>,
+}
+
+impl processor::Work for Widening<'_, '_> {
+    type Found = PageMask;
+    #[inline(always)]
+    fn run(self) -> PageMask {
+        self.tree.candidate(self.demand)
+    }
+}
+
+impl NvidiaTree {
+    #[inline(always)]
+    fn candidate(&mut self, demand: &Demand<'_>) -> PageMask {
         if !demand.one_destination {
             return PageMask::EMPTY;
         }
         let enough = self.enough_faults(demand);
         let all = if demand.preferred == Some(demand.to) && demand.exists.is_empty() {
-            PageMask::of_range(demand.region.clone())
+            PageMask::of_range(demand.region.clone()) - *demand.faulted
         } else if demand.preferred.is_none_or(|preferred| preferred == demand.to) {
             self.tree(demand)
         } else {
             PageMask::EMPTY
         };
-        let mut candidate = all - *demand.faulted;
+        let mut candidate = all;
         if let Some(thrashing) = demand.thrashing {
             candidate -= *thrashing;
         }
         if enough { candidate } else { PageMask::EMPTY }
     }
-}
 
-impl NvidiaTree {
-    #[inline]
+    #[inline(always)]
     fn tree(&self, demand: &Demand<'_>) -> PageMask {
         let none = PageMask::EMPTY;
         let thrashing = demand.thrashing.unwrap_or(&none);
@@ -96,8 +116,9 @@ impl NvidiaTree {
     }
 }
 
-/// The candidate of one service: steps 4 to 7 of the driver, quirks included. Pages are counted from the block's first
+/// What one service prefetches: steps 4 to 7 of the driver, quirks included, without what faulted. Pages are counted from the block's first
 /// one, of `pages`; `misaligned` says how many pages that one lies behind a multiple of 64 KiB.
+#[inline(always)]
 pub fn tree_hint(
     faulted: &PageMask,
     resident: &PageMask,
@@ -138,9 +159,7 @@ pub fn tree_hint(
         // A subtree that begins in the padding is clipped to the page `offset`, not to the first one.
         let back = |leaf: usize| if leaf < offset { offset } else { (leaf - offset).min(pages) };
         let region = back(leaves.start)..back(leaves.end);
-        if region.start < region.end {
-            candidate.insert_range(region.clone());
-        }
+        candidate |= range(region.clone()) - *faulted;
         let ends = region.end == pages;
         found = region;
         if ends {
@@ -151,7 +170,7 @@ pub fn tree_hint(
 }
 
 /// The leaves of the largest subtree around a leaf of which more than the threshold is set, if any is.
-#[inline]
+#[inline(always)]
 fn largest(counts: &Counts, leaf: usize, leaves: usize, threshold: u32) -> Option<Range<usize>> {
     let mut size = leaves.next_power_of_two();
     // All that is set is not enough for the larger ones.
@@ -169,6 +188,17 @@ fn largest(counts: &Counts, leaf: usize, leaves: usize, threshold: u32) -> Optio
     None
 }
 
+/// A range of pages, made of whole words at once: a mask that is written word by word and then read as a whole keeps the
+/// processor waiting until the words have reached its cache.
+#[inline(always)]
+fn range(pages: Range<usize>) -> PageMask {
+    let below = |end: usize, at: usize| match end.saturating_sub(at * 64) {
+        bits @ 0..64 => (1 << bits) - 1,
+        _ => u64::MAX,
+    };
+    PageMask::from_words(std::array::from_fn(|at| below(pages.end, at) & !below(pages.start, at)))
+}
+
 /// How many leaves are set before each word, for counts of ranges.
 struct Counts<'a> {
     words: &'a [u64; MASK_WORDS],
@@ -176,7 +206,7 @@ struct Counts<'a> {
 }
 
 impl<'a> Counts<'a> {
-    #[inline]
+    #[inline(always)]
     fn new(mask: &'a PageMask) -> Self {
         let words = mask.words();
         let mut before = [0; MASK_WORDS + 1];
@@ -187,12 +217,12 @@ impl<'a> Counts<'a> {
         Self { words, before }
     }
 
-    #[inline]
+    #[inline(always)]
     fn all(&self) -> u32 {
         self.before[MASK_WORDS]
     }
 
-    #[inline]
+    #[inline(always)]
     fn up_to(&self, leaf: usize) -> u32 {
         let (word, bit) = (leaf / 64, leaf % 64);
         if bit == 0 {
@@ -201,7 +231,7 @@ impl<'a> Counts<'a> {
         self.before[word] + (self.words[word] & ((1 << bit) - 1)).count_ones()
     }
 
-    #[inline]
+    #[inline(always)]
     fn between(&self, start: usize, end: usize) -> u32 {
         if start / 64 == (end - 1) / 64 && end - start < 64 {
             let word = self.words[start / 64] >> (start % 64) & ((1 << (end - start)) - 1);
@@ -212,21 +242,21 @@ impl<'a> Counts<'a> {
 }
 
 /// A segment whole, if it has a fault and does not thrash.
-#[inline]
+#[inline(always)]
 fn grow(faulted: &PageMask, thrashing: &PageMask, segment: Range<usize>) -> PageMask {
     let all = PageMask::of_range(segment);
     if all.intersects(faulted) && !all.intersects(thrashing) { all } else { PageMask::EMPTY }
 }
 
 /// Every aligned 64 KiB that has a fault and does not thrash.
-#[inline]
+#[inline(always)]
 fn grow_groups(faulted: &PageMask, thrashing: &PageMask) -> PageMask {
     let (faulted, thrashing) = (faulted.words(), thrashing.words());
     PageMask::from_words(std::array::from_fn(|at| spread(faulted[at]) & !spread(thrashing[at])))
 }
 
 /// Every 16 bits with a bit set become all set.
-#[inline]
+#[inline(always)]
 fn spread(word: u64) -> u64 {
     const LOW: u64 = 0x7fff_7fff_7fff_7fff;
     let set = (((word & LOW) + LOW) | word) & !LOW;
@@ -234,7 +264,7 @@ fn spread(word: u64) -> u64 {
 }
 
 /// The positions of the pages of a mask.
-#[inline]
+#[inline(always)]
 fn ones(mask: &PageMask) -> impl Iterator<Item = usize> + '_ {
     mask.words().iter().enumerate().flat_map(|(at, word)| {
         let mut left = *word;

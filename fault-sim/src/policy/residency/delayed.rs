@@ -36,7 +36,7 @@ pub(super) fn count_touch(
     }
     *count = 0;
     let first = unit * PAGES_PER_SLOT_64K;
-    PageMask::of_range(first..first + PAGES_PER_SLOT_64K) & fault.state.linked
+    PageMask::of_range(first..first + PAGES_PER_SLOT_64K) & fault.rare.linked
 }
 
 impl Residency for Delayed {

@@ -31,10 +31,11 @@ impl Nvidia {
     }
 
     /// Where the page is now.
-    fn place(state: &Block, index: PageIndex) -> Option<Proc> {
+    fn place(fault: &FaultView<'_>, index: PageIndex) -> Option<Proc> {
+        let state = fault.state;
         match state.resident.contains(index) {
             true => Some(Proc::Device),
-            false => (state.all_exist || state.exists.contains(index)).then_some(Proc::Cpu),
+            false => (state.all_exist || fault.rare.exists.contains(index)).then_some(Proc::Cpu),
         }
     }
 }
@@ -57,7 +58,7 @@ impl Residency for Nvidia {
         if let Hint::Throttle(until_ns) = hint {
             return Decision::Throttle { until_ns };
         }
-        let place = Self::place(state, index);
+        let place = Self::place(fault, index);
         if state.read_mostly {
             return if fault.access.writes() { local(by) } else { Decision::Duplicate };
         }
@@ -86,6 +87,12 @@ impl Residency for Nvidia {
             && !state.accessed_by_device
             && state.preferred != Some(Proc::Cpu)
             && self.thrashing.as_ref().is_none_or(|thrashing| thrashing.is_quiet(block))
+    }
+
+    fn soon(&self, blocks: &[u32]) {
+        if let Some(thrashing) = &self.thrashing {
+            blocks.iter().for_each(|block| thrashing.soon(*block));
+        }
     }
 
     fn moved(&mut self, block: u32, state: &Block, pages: &PageMask, to: Proc, cause: Cause, now_ns: u64) {

@@ -9,6 +9,7 @@ use granule::units::{PAGES_PER_BLOCK, PageIndex, PageMask};
 
 use super::{Lapse, LapseRule};
 use crate::policy::Cause;
+use crate::processor;
 use crate::replay::Proc;
 
 /// The driver's parameters, with its defaults.
@@ -174,6 +175,14 @@ impl Thrashing {
     /// Whether no fault on this block can be answered with anything but [`Hint::None`].
     pub fn is_quiet(&self, block: u32) -> bool {
         self.blocks.get(block as usize).is_none_or(|state| state.detail.is_none())
+    }
+
+    /// A block will be asked about soon.
+    #[inline]
+    pub fn soon(&self, block: u32) {
+        if let Some(state) = self.blocks.get(block as usize) {
+            processor::fetch(state);
+        }
     }
 
     /// Pages that thrash, if any does.
