@@ -63,7 +63,11 @@ pub fn to_stdout(text: &str) -> Result<(), OutputError> {
     }
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), OutputError> {
+/// Writes a file that is whole or not there.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), OutputError> {
     let error = |source| OutputError { path: path.to_owned(), source };
     let part = Part::of(path).map_err(error)?;
     let written = std::fs::write(part.at(), bytes).and_then(|()| part.finish());

@@ -156,6 +156,21 @@ pub fn play(
     known: &Known,
     mut done: impl FnMut(u64),
 ) -> Result<Vec<Metrics>, PlayError> {
+    play_watched(settings, reader, known, usize::MAX, |_, _| (), &mut done)
+}
+
+/// The same, with a look at each setting's replay after every `step` events; the settings are counted from 0.
+///
+/// # Errors
+/// As [`play`].
+pub fn play_watched(
+    settings: &[Setting],
+    reader: &mut TraceReader,
+    known: &Known,
+    step: usize,
+    mut watch: impl FnMut(usize, &Engine),
+    mut done: impl FnMut(u64),
+) -> Result<Vec<Metrics>, PlayError> {
     reader.rewind();
     let mut engines = settings
         .iter()
@@ -171,7 +186,12 @@ pub fn play(
         .collect::<Result<Vec<_>, SetupError>>()?;
     let mut events = Vec::new();
     while reader.read(&mut events)? {
-        engines.iter_mut().for_each(|engine| engine.feed(&events));
+        for events in events.chunks(step) {
+            for (at, engine) in engines.iter_mut().enumerate() {
+                engine.feed(events);
+                watch(at, engine);
+            }
+        }
         done(events.len() as u64);
     }
     Ok(engines.into_iter().map(|engine| engine.finish().0).collect())

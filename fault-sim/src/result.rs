@@ -119,6 +119,7 @@ pub fn metrics(of: &Metrics) -> Vec<Metric> {
     let ratio = |part: u64, whole: u64| Ratio((whole != 0).then(|| part as f64 / whole as f64));
     let mut all = vec![
         ("events", Count(of.events)),
+        ("touches", Count(of.hits + of.remote_touches + of.latency.count())),
         ("hits", Count(of.hits)),
         ("remote_touches", Count(of.remote_touches)),
         ("faults", Count(of.faults)),

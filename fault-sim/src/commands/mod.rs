@@ -7,5 +7,6 @@ pub mod import;
 pub mod inspect;
 pub mod list;
 pub mod replay;
+pub mod report;
 pub mod run;
 pub mod sweep;

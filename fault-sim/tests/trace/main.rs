@@ -6,5 +6,6 @@ mod commands;
 mod differ;
 mod hostile;
 mod nvidia;
+mod report;
 mod support;
 mod sweep;
