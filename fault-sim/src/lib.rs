@@ -13,6 +13,7 @@
 //! | [`policy`] | what vendors, papers and this library decide, one file each |
 //! | [`replay`], [`play`] | a trace through policies, in virtual time; one result for each setting |
 //! | [`sweep`] | every combination of settings, on all cores, a part of them, or what is left of them |
+//! | [`fit`] | what things cost, from measured data |
 //! | [`view`], [`picture`], [`html`] | what can be seen of traces and results; pictures; the page |
 //! | [`report`], [`result`] | what `run` and `replay` print: a table, one JSON object, CSV |
 //! | [`processor`] | hints on what will be looked at, and instructions that not every processor has |
@@ -26,6 +27,7 @@
 pub mod accelerator;
 pub mod alloc;
 pub mod commands;
+pub mod fit;
 pub mod html;
 pub mod import;
 pub mod memory;
@@ -86,6 +88,8 @@ enum Command {
     Replay(commands::replay::Options),
     /// Plays a trace under every combination of policies, capacities and parameters, on all cores.
     Sweep(commands::sweep::Options),
+    /// Says what things cost, from measured data.
+    Fit(commands::fit::Options),
     /// Draws traces and results: one page, and each picture as SVG and PNG.
     Report(commands::report::Options),
     /// Two results, number by number.
@@ -104,6 +108,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli { command: Command::Inspect(options) }) => commands::inspect::main(&options),
         Ok(Cli { command: Command::Replay(options) }) => commands::replay::main(&options),
         Ok(Cli { command: Command::Sweep(options) }) => commands::sweep::main(&options),
+        Ok(Cli { command: Command::Fit(options) }) => commands::fit::main(&options),
         Ok(Cli { command: Command::Report(options) }) => commands::report::main(&options),
         Ok(Cli { command: Command::Compare(options) }) => commands::compare::main(&options),
         Ok(Cli { command: Command::List(options) }) => commands::list::main(&options),

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod devices;
+pub mod fit;
 pub mod r#gen;
 pub mod import;
 pub mod inspect;

@@ -1,4 +1,4 @@
-//! A cost vector with a name: one that is shipped, or one from a file.
+//! A cost vector with a name: one that is shipped, or one from a file that `fit` wrote.
 
 use std::path::{Path, PathBuf};
 
@@ -49,7 +49,7 @@ pub struct Source {
 pub enum CostError {
     /// Neither a profile nor a file.
     #[error(
-        "there is no profile and no file {0:?}; the profiles are {names}; docs/replay.md says what a file has to hold",
+        "there is no profile and no file {0:?}; the profiles are {names}; `fault-sim fit` makes a file",
         names = profile_names()
     )]
     Unknown(String),
@@ -62,7 +62,7 @@ pub enum CostError {
         source: std::io::Error,
     },
     /// The file holds something else.
-    #[error("{path} holds no costs: {source}; docs/replay.md says what it has to hold", path = .path.display())]
+    #[error("{path} holds no costs: {source}; docs/fit.md says what it has to hold", path = .path.display())]
     NotCosts {
         /// Which file.
         path: PathBuf,

@@ -67,7 +67,7 @@ impl Reuse {
         for event in events {
             if matches!(event.kind, EventKind::Access | EventKind::DeviceFault) {
                 self.touches += 1;
-                if seed::word(0x5245_5553_45, event.page) <= self.below {
+                if seed::word(0x0052_4555_5345, event.page) <= self.below {
                     self.touch(event.page);
                 }
             }
@@ -95,7 +95,7 @@ impl Reuse {
         if self.last.len() > MOST_PAGES {
             self.below /= 2;
             let below = self.below;
-            self.last.retain(|page, _| seed::word(0x5245_5553_45, *page) <= below);
+            self.last.retain(|page, _| seed::word(0x0052_4555_5345, *page) <= below);
             self.pack();
         } else if self.next > POSITIONS {
             self.pack();

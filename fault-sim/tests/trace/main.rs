@@ -4,6 +4,7 @@
 mod bounds;
 mod commands;
 mod differ;
+mod fit;
 mod hostile;
 mod nvidia;
 mod report;
