@@ -12,6 +12,7 @@
 //! | [`pattern`] | traces from a seed |
 //! | [`policy`] | what vendors, papers and this library decide, one file each |
 //! | [`replay`], [`play`] | a trace through policies, in virtual time; one result for each setting |
+//! | [`places`] | what a replay did to each allocation and block |
 //! | [`sweep`] | every combination of settings, on all cores, a part of them, or what is left of them |
 //! | [`fit`] | what things cost, from measured data |
 //! | [`view`], [`picture`], [`html`] | what can be seen of traces and results; pictures; the page |
@@ -35,6 +36,7 @@ pub mod output;
 pub mod part;
 pub mod pattern;
 pub mod picture;
+pub mod places;
 pub mod play;
 pub mod policy;
 pub mod processor;

@@ -16,7 +16,7 @@ use crate::policy::catalogue::{NameError, Plan};
 use crate::policy::parameters::ParameterError;
 use crate::progress::Progress;
 use crate::replay::{
-    CostError, CostModel, Engine, Future, FutureError, LEAST_BYTES, Limits, Metrics, SetupError,
+    Blocks, CostError, CostModel, Engine, Future, FutureError, LEAST_BYTES, Limits, Metrics, SetupError,
 };
 use crate::result::{COMMIT, Outcome, Row, metrics};
 use crate::size::Amount;
@@ -45,6 +45,14 @@ pub struct Known {
     pub future: Option<Future>,
     /// What every result must say of where the trace comes from.
     pub notes: Vec<String>,
+}
+
+/// What came of one setting.
+pub struct Played {
+    /// What was counted.
+    pub counted: Metrics,
+    /// The blocks as they are at the end.
+    pub blocks: Blocks,
 }
 
 /// Why a trace cannot be played.
@@ -155,7 +163,7 @@ pub fn play(
     reader: &mut TraceReader,
     known: &Known,
     mut done: impl FnMut(u64),
-) -> Result<Vec<Metrics>, PlayError> {
+) -> Result<Vec<Played>, PlayError> {
     play_watched(settings, reader, known, usize::MAX, |_, _| (), &mut done)
 }
 
@@ -170,7 +178,7 @@ pub fn play_watched(
     step: usize,
     mut watch: impl FnMut(usize, &Engine),
     mut done: impl FnMut(u64),
-) -> Result<Vec<Metrics>, PlayError> {
+) -> Result<Vec<Played>, PlayError> {
     reader.rewind();
     let mut engines = settings
         .iter()
@@ -194,7 +202,11 @@ pub fn play_watched(
         }
         done(events.len() as u64);
     }
-    Ok(engines.into_iter().map(|engine| engine.finish().0).collect())
+    let played = |engine: Engine| {
+        let (counted, blocks) = engine.finish();
+        Played { counted, blocks }
+    };
+    Ok(engines.into_iter().map(played).collect())
 }
 
 /// The result of one setting, with everything that is needed to make it again.
@@ -238,5 +250,7 @@ pub fn row(reader: &TraceReader, known: &Known, of: &Setting, counted: &Metrics)
         parameters: of.plan.parameters().named(),
         notes,
         metrics: metrics(counted),
+        allocations: Vec::new(),
+        blocks: Vec::new(),
     }
 }

@@ -7,6 +7,7 @@ use std::fmt::Write;
 use granule::units::PAGE_BYTES;
 use serde::{Deserialize, Serialize};
 
+use crate::places::Place;
 use crate::replay::{Cost, Metrics, PHASE_NAMES};
 
 /// The commit that this program was built from.
@@ -41,6 +42,12 @@ pub struct Row {
     /// The numbers.
     #[serde(with = "as_object")]
     pub metrics: Vec<Metric>,
+    /// The allocations with the most faults, if they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allocations: Vec<Place>,
+    /// The blocks with the most faults, if they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<Place>,
 }
 
 /// Everything that one `replay` found.
@@ -157,6 +164,12 @@ pub fn metrics(of: &Metrics) -> Vec<Metric> {
         ("fault_p99_ns", Count(of.latency.quantile_ns(990))),
         ("fault_max_ns", Count(of.latency.max_ns())),
         ("fault_mean_ns", Count(of.latency.mean_ns())),
+        ("fault_wait_p50_ns", Count(of.waiting.quantile_ns(500))),
+        ("fault_wait_p99_ns", Count(of.waiting.quantile_ns(990))),
+        ("fault_wait_mean_ns", Count(of.waiting.mean_ns())),
+        ("fault_service_p50_ns", Count(of.serving.quantile_ns(500))),
+        ("fault_service_p99_ns", Count(of.serving.quantile_ns(990))),
+        ("fault_service_mean_ns", Count(of.serving.mean_ns())),
         ("cpu_fault_p50_ns", Count(of.cpu_latency.quantile_ns(500))),
         ("cpu_fault_p99_ns", Count(of.cpu_latency.quantile_ns(990))),
         ("cpu_fault_max_ns", Count(of.cpu_latency.max_ns())),
@@ -228,6 +241,30 @@ pub fn csv_field(text: &str) -> String {
     }
 }
 
+/// Lines for the places of one row.
+fn place_table(out: &mut String, what: &str, places: &[Place]) {
+    if places.is_empty() {
+        return;
+    }
+    let _ = write!(
+        out,
+        "\n  {what:<20} {:>12} {:>12} {:>12} {:>12} {:>12}",
+        "bytes", "faults", "demand", "prefetch", "evictions"
+    );
+    for place in places {
+        let _ = write!(
+            out,
+            "\n  {:<20} {:>12} {:>12} {:>12} {:>12} {:>12}",
+            format!("{:#x}", place.address),
+            shown_bytes(place.bytes),
+            place.faults,
+            shown_bytes(place.demand_bytes),
+            shown_bytes(place.prefetch_bytes),
+            place.evictions
+        );
+    }
+}
+
 /// The names of the columns of [`Outcome::csv_rows`], as one line.
 pub fn csv_header() -> String {
     let mut out = "commit,trace,trace_kind,trace_seed,seed,profile,device_memory_bytes,footprint_bytes,\
@@ -279,6 +316,9 @@ impl Outcome {
             row.notes.iter().for_each(|note| {
                 let _ = write!(out, "\n  note: {note}");
             });
+            for (what, places) in [("allocation", &row.allocations), ("block", &row.blocks)] {
+                place_table(&mut out, what, places);
+            }
         }
         out.push('\n');
         out

@@ -8,12 +8,14 @@ use thiserror::Error;
 
 use crate::import::Source;
 use crate::output::{Ending, Output, OutputError, end};
-use crate::play::{PlayError, Setting, check_kind, device_bytes, look_ahead, outcome, play, row};
+use crate::places::{Maps, allocations, blocks, hottest};
+use crate::play::{PlayError, Played, Setting, check_kind, device_bytes, look_ahead, outcome, play, row};
 use crate::policy::catalogue::{self, Plan};
 use crate::policy::parameters::{Parameters, values};
 use crate::progress::Progress;
 use crate::replay::{CostModel, Limits};
 use crate::size::Amount;
+use crate::trace::TraceReader;
 
 /// What `replay` takes.
 #[derive(Args, Clone, Debug)]
@@ -45,6 +47,12 @@ pub struct Options {
     /// What chance in policies follows from.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// The so many allocations with the most faults, for each policy (not in CSV).
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub allocations: usize,
+    /// The so many blocks of 2 MiB with the most faults, for each policy (not in CSV).
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub blocks: usize,
     /// The form of the result.
     #[command(flatten)]
     pub output: Output,
@@ -98,6 +106,16 @@ fn plans(options: &Options) -> Result<Vec<Plan>, ReplayError> {
     Ok(plans)
 }
 
+/// What the trace maps.
+fn maps(reader: &mut TraceReader) -> Result<Maps, PlayError> {
+    reader.rewind();
+    let (mut maps, mut events) = (Maps::default(), Vec::new());
+    while reader.read(&mut events)? {
+        maps.feed(&events);
+    }
+    Ok(maps)
+}
+
 fn replay(options: &Options) -> Result<(), ReplayError> {
     let plans = plans(options)?;
     let source = Source::open(&options.trace).map_err(PlayError::Open)?;
@@ -124,11 +142,19 @@ fn replay(options: &Options) -> Result<(), ReplayError> {
     };
     let settings: Vec<_> = options.policy.iter().zip(&plans).map(setting).collect();
     progress.begin("replay", reader.len());
-    let counted = play(&settings, &mut reader, &known, |events| progress.add(events))?;
+    let played = play(&settings, &mut reader, &known, |events| progress.add(events))?;
     progress.clear();
-    let rows = settings.iter().zip(&counted);
-    let mut result = outcome(&options.trace, &reader, &known, &settings[0], &counted[0]);
-    result.rows = rows.map(|(setting, counted)| row(&reader, &known, setting, counted)).collect();
+    let maps = if options.allocations > 0 { maps(&mut reader)? } else { Maps::default() };
+    let row = |(setting, played): (&Setting, &Played)| {
+        let mut row = row(&reader, &known, setting, &played.counted);
+        if options.allocations > 0 {
+            row.allocations = hottest(allocations(&maps, &played.blocks), options.allocations);
+        }
+        row.blocks = hottest(blocks(&played.blocks), options.blocks);
+        row
+    };
+    let mut result = outcome(&options.trace, &reader, &known, &settings[0], &played[0].counted);
+    result.rows = settings.iter().zip(&played).map(row).collect();
     let text = if options.output.is_json() {
         result.json()?
     } else if options.output.csv {

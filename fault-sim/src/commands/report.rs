@@ -299,8 +299,8 @@ fn played(
         let mut series = Series::default();
         let watch = |_: usize, engine: &crate::replay::Engine| series.add(engine);
         let one = std::slice::from_ref(setting);
-        let counted = play_watched(one, &mut reader, known, step, watch, |events| progress.add(events))?;
-        Ok((outcome(path, &reader, known, setting, &counted[0]), series))
+        let played = play_watched(one, &mut reader, known, step, watch, |events| progress.add(events))?;
+        Ok((outcome(path, &reader, known, setting, &played[0].counted), series))
     };
     let played = settings.par_iter().with_max_len(1).map(play_one).collect();
     progress.clear();

@@ -72,8 +72,9 @@ pub struct Engine {
     pub(super) driver_free_ns: u64,
     /// When the driver starts on what is in the buffer; `u64::MAX` if nothing is.
     starts_ns: u64,
-    /// The driver's clock while it serves.
+    /// The driver's clock while it serves, and when its batch began.
     pub(super) now_ns: u64,
+    batch_ns: u64,
     buffer: Vec<RawFault>,
     batch: Batch,
     done_ns: Vec<u64>,
@@ -134,6 +135,7 @@ impl Engine {
             driver_free_ns: 0,
             starts_ns: u64::MAX,
             now_ns: 0,
+            batch_ns: 0,
             buffer: Vec::new(),
             batch: Batch::default(),
             done_ns: Vec::new(),
@@ -273,6 +275,7 @@ impl Engine {
     /// Serves one batch. The buffer must not be empty.
     fn serve(&mut self) {
         self.now_ns = self.starts_ns;
+        self.batch_ns = self.now_ns;
         if self.batches_in_service == self.batching.batches_per_service() {
             self.batches_in_service = 0;
             self.spend(Phase::Interrupt, self.cost.interrupt_ns);
@@ -353,7 +356,9 @@ impl Engine {
         let now = self.now_ns;
         if drained && throttled_until == u64::MAX && matches!(self.replay, Replay::EachBatch | Replay::Flush)
         {
+            self.metrics.serving.add_many(now - self.batch_ns, self.buffer.len() as u64);
             for fault in self.buffer.drain(..) {
+                self.metrics.waiting.add(self.batch_ns.saturating_sub(fault.arrival_ns));
                 self.metrics.latency.add(now.saturating_sub(fault.arrival_ns));
             }
             self.starts_ns = u64::MAX;
@@ -391,7 +396,7 @@ impl Engine {
                 if once {
                     self.held.push(fault.arrival_ns);
                 } else {
-                    self.metrics.latency.add(done.saturating_sub(fault.arrival_ns));
+                    self.metrics.ended(fault.arrival_ns, self.batch_ns, done);
                 }
             } else {
                 self.buffer[kept] = fault;
@@ -400,9 +405,7 @@ impl Engine {
         }
         self.buffer.truncate(kept);
         if once && drained {
-            self.held
-                .drain(..)
-                .for_each(|arrival_ns| self.metrics.latency.add(now.saturating_sub(arrival_ns)));
+            self.held.drain(..).for_each(|arrival_ns| self.metrics.ended(arrival_ns, self.batch_ns, now));
         }
         if self.buffer.is_empty() {
             self.starts_ns = u64::MAX;

@@ -76,6 +76,21 @@ pub struct Metrics {
     pub total_ns: u64,
     /// From a fault's arrival to its replay.
     pub latency: Histogram,
+    /// Of this, until the batch began that served it.
+    pub waiting: Histogram,
+    /// And from then on.
+    pub serving: Histogram,
     /// Of CPU faults.
     pub cpu_latency: Histogram,
+}
+
+impl Metrics {
+    /// A fault has come to its end: it arrived, a batch began, and it was done.
+    pub(super) fn ended(&mut self, arrival_ns: u64, batch_ns: u64, done_ns: u64) {
+        let all = done_ns.saturating_sub(arrival_ns);
+        let waited = batch_ns.saturating_sub(arrival_ns).min(all);
+        self.latency.add(all);
+        self.waiting.add(waited);
+        self.serving.add(all - waited);
+    }
 }

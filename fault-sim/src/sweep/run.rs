@@ -99,9 +99,9 @@ where
     let done = groups.par_iter().with_max_len(1).try_for_each(|group| {
         let mut reader = source.reader().map_err(PlayError::Trace)?;
         let mine: Vec<_> = group.iter().map(|at| settings[*at].clone()).collect();
-        let counted = play(&mine, &mut reader, known, |events| progress.add(events * mine.len() as u64))?;
-        for ((at, setting), counted) in group.iter().zip(&mine).zip(&counted) {
-            let outcome = outcome(path, &reader, known, setting, counted);
+        let played = play(&mine, &mut reader, known, |events| progress.add(events * mine.len() as u64))?;
+        for ((at, setting), played) in group.iter().zip(&mine).zip(&played) {
+            let outcome = outcome(path, &reader, known, setting, &played.counted);
             let line = line(&outcome)?;
             if let Some(journal) = journal {
                 journal.keep(setting.key(), &line)?;

@@ -127,6 +127,14 @@ fn pages_and_touches_add_up() {
                 "every fault ends once: {}",
                 told()
             );
+            assert_eq!(
+                (m.waiting.count(), m.serving.count()),
+                (m.latency.count(), m.latency.count()),
+                "{}",
+                told()
+            );
+            let parts = m.waiting.mean_ns() + m.serving.mean_ns();
+            assert!(parts.abs_diff(m.latency.mean_ns()) <= 2, "{}", told());
             let seen = m.faults_unique + m.faults_coalesced + m.faults_duplicate + m.faults_spurious;
             assert_eq!(m.faults, seen, "{}", told());
             let came = m.demand_pages + m.prefetch_pages;

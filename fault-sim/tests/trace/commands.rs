@@ -190,3 +190,39 @@ fn the_page_about_replay_is_complete() {
         assert!(policies.contains(&format!("`{name}`")), "docs/policies.md does not describe `{name}`");
     }
 }
+
+/// What is listed adds up to what is counted.
+#[test]
+fn allocations_and_blocks_are_listed() {
+    let folder = Folder::new();
+    said(&folder, &["gen", "gemm", "--size", "24MiB", "--faults", "30000", "-o", "t"]);
+    let words = ["replay", "t", "--policy", "nvidia,lru-4k", "--allocations", "9", "--blocks", "99"];
+    let result = object(&folder, &[&words[..], &["--json"]].concat());
+    for row in result["rows"].as_array().expect("rows") {
+        let sum = |list: &str, key: &str| -> u64 {
+            let places = row[list].as_array().expect("a list").iter();
+            places.map(|place| place[key].as_u64().expect("a number")).sum()
+        };
+        for list in ["allocations", "blocks"] {
+            for (key, metric) in [
+                ("faults", "faults_unique"),
+                ("demand_bytes", "demand_bytes"),
+                ("prefetch_bytes", "prefetch_bytes"),
+                ("evictions", "evictions"),
+            ] {
+                assert_eq!(
+                    sum(list, key),
+                    row["metrics"][metric].as_u64().expect("a number"),
+                    "{list} {key}"
+                );
+            }
+        }
+        assert_eq!(row["allocations"].as_array().map(Vec::len), Some(3), "two factors and a product");
+    }
+    let table = said(&folder, &words);
+    assert!(table.contains("allocation  ") && table.contains("0x400000000000"), "{table}");
+    let page = include_str!("../../../docs/replay.md");
+    for key in result["rows"][0]["blocks"][0].as_object().expect("an object").keys() {
+        assert!(page.contains(&format!("`{key}`")), "docs/replay.md does not explain `{key}`");
+    }
+}
