@@ -204,6 +204,10 @@ impl<'m> DeviceMemory<'m> {
         wish: Wish,
         park: &dyn Park,
     ) -> Result<(), DeviceFull> {
+        assert!(
+            block.slot_kind().is_none() || block.owner() == wish.device,
+            "a block's device memory is all of one device"
+        );
         let mut kind = block.slot_kind().unwrap_or(wish.kind);
         let is_new = block.slot_kind().is_none();
         loop {
@@ -253,8 +257,9 @@ impl<'m> DeviceMemory<'m> {
         }
     }
 
-    /// Gives back the slots of pages that `left` the device, as far as they hold no device-private page and none in
-    /// transit; a block without any page on the device keeps no slot at all. While a worker
+    /// Gives back the slots of pages that `left` the device, as far as they hold no device-private page; a block without
+    /// any page on the device keeps no slot at all, and has no owner. (Pages in transit without a mover are on their way
+    /// home after an mremap: staging holds them, and they have no slot.) While a worker
     /// moves pages of the block nothing is given back, even if an invalidation took the pages: the mover may still
     /// be copying. It is noted in the block instead, and the mover calls this at its end.
     pub fn release_unused(
@@ -269,8 +274,8 @@ impl<'m> DeviceMemory<'m> {
             return;
         }
         let left = if block.take_release_later() { PageMask::FULL } else { *left };
-        let in_transit = block.in_transit();
-        self.release_unused_but(block, tables, &left, &in_transit, park);
+        let moving = if block.mover().is_some() { block.in_transit() } else { PageMask::EMPTY };
+        self.release_unused_but(block, tables, &left, &moving, park);
     }
 
     fn release_unused_but(
