@@ -3,8 +3,8 @@ use super::{BlockFault, Climb, Ladder, classify};
 use crate::granule::BlockIndex;
 use crate::migrate::{Evicted, Moved, Retry, Space, ToDevice, evict_one, map_again, to_device, to_ram};
 use crate::policy::{DeviceFaultView, Place};
-use crate::ports::{Count, FaultCause, Host, HostError, Lookup, Vma, VmaKind};
-use crate::units::{Access, DeviceId, GRANULE_BYTES, PageMask, Seat, VirtRange};
+use crate::ports::{Count, DeviceFault, FaultCause, Host, HostError, Lookup, Vma, VmaKind};
+use crate::units::{Access, DeviceId, GRANULE_BYTES, PageIndex, PageMask, Seat, VirtAddr, VirtRange};
 
 /// What became of the faulted pages: each is served, or failed with one cause.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -23,10 +23,16 @@ const CAUSE_BITS: usize = 1 + FaultCause::COUNT.ilog2() as usize;
 
 impl Answer {
     /// Why a page failed, if it did.
-    pub fn cause(&self, page: crate::units::PageIndex) -> Option<FaultCause> {
+    pub fn cause(&self, page: PageIndex) -> Option<FaultCause> {
         let bit = |plane: usize| usize::from(self.causes[plane].contains(page)) << plane;
         let number: usize = (0..CAUSE_BITS).map(bit).sum();
         self.failed.contains(page).then(|| FaultCause::ALL[number - 1])
+    }
+    /// Why a fault failed, if it did: one that reads a page is not hurt by another that cannot write it. It is served at
+    /// its next try, alone.
+    pub fn cause_of(&self, fault: &DeviceFault) -> Option<FaultCause> {
+        let cause = self.cause(PageIndex::of(VirtAddr(fault.at.0)))?;
+        (cause != FaultCause::ReadOnly || fault.access == Access::Write).then_some(cause)
     }
     /// All pages that failed.
     pub fn failed(&self) -> PageMask {
@@ -260,7 +266,7 @@ fn attempt<H: Host>(
     answer.served |= moved.arrived & faulted;
     if moved.failed.is_some() && to_link != unknown {
         // A neighbour's failure (the end of a file, say) is not this fault's.
-        let job = Link { pages: unknown, ..job };
+        let job = Link { pages: unknown, written: written & unknown, ..job };
         return link_answer(&link(space, seat, &job), &unknown, answer);
     }
     link_answer(&moved, &(to_link & faulted), answer)
@@ -282,7 +288,7 @@ fn link_answer(moved: &Moved, pages: &PageMask, answer: &mut Answer) -> Try {
 /// Makes copies of pages that are still shared with a child after fork. What cannot be done shows at the next try.
 fn unshare<H: Host>(space: &Space<'_, H>, block: crate::units::BlockNo, pages: &PageMask) {
     for run in pages.runs() {
-        let first = block.page(crate::units::PageIndex(run.start as u16));
+        let first = block.page(PageIndex(run.start as u16));
         let _ = space.host.populate(VirtRange::of_pages(first, run.len() as u64), Access::Write);
     }
 }

@@ -10,7 +10,7 @@ use crate::granule::UserptrNo;
 use crate::migrate::{Retry, abandon, to_ram, unlink};
 use crate::ports::{Clock, Count, DeviceFault, Host, HostError, Timing};
 use crate::sync::Ordering;
-use crate::units::{BlockNo, DeviceId, GRANULE_BYTES, Iova, PageIndex, PageMask, Seat, VirtAddr, VirtRange};
+use crate::units::{BlockNo, DeviceId, GRANULE_BYTES, Iova, PageMask, Seat, VirtAddr, VirtRange};
 
 /// Faults fetched at once.
 const BATCH: usize = 256;
@@ -244,11 +244,10 @@ impl DeviceThread<'_> {
         }
         let first = faults.partition_point(|fault| fault.at.0 < group.block.base().0);
         for fault in &faults[first..] {
-            let at = VirtAddr(fault.at.0);
-            if BlockNo::of(at) != group.block {
+            if BlockNo::of(VirtAddr(fault.at.0)) != group.block {
                 break;
             }
-            if let Some(cause) = answer.cause(PageIndex::of(at)) {
+            if let Some(cause) = answer.cause_of(fault) {
                 self.core.space.device(self.device).port.cancel(fault, cause);
             }
         }
