@@ -321,6 +321,11 @@ impl Host for LinuxHost {
             }
             // SAFETY: the caller of `open` vouches that faults are served.
             unsafe { self.follow(&held, gap, self.armed_mode()) }?;
+            if self.is_changing() {
+                // Since the caller followed it, the mapping may have been moved away and another have come: that one is
+                // trapped now, and the event would carry the entry to where nothing is.
+                return Err(HostError::Changing);
+            }
             held.armed.insert(gap).map_err(|_| HostError::MappingLimit)?;
         }
         Ok(())
