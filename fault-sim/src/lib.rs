@@ -47,9 +47,11 @@ pub mod result;
 pub mod seed;
 #[cfg_attr(not(feature = "vulkan"), path = "no_shaders.rs")]
 pub mod shaders;
+pub mod service_sim;
 pub mod size;
 pub mod split;
 pub mod sweep;
+pub mod swarm;
 pub mod trace;
 pub mod view;
 pub mod workload;
