@@ -100,28 +100,46 @@ pub enum Rule {
     LookAgainIfAnotherFollows = 18,
     /// Whoever closes a board waits until nobody is inside.
     PosterWaits = 19,
+    /// A take that stops half way has taken what it says.
+    PartialIsPartial = 20,
+    /// A CPU fault that cannot be served now stays in the queue.
+    FaultsAreKept = 21,
+    /// A retry climbs the ladder.
+    LadderClimbs = 22,
+    /// What could not be copied out stays where it is.
+    FailedCopyKeeps = 23,
+    /// What a policy answers is clipped to the mapping.
+    PolicyIsClipped = 24,
+    /// Nothing but what is passed in decides.
+    SeedDecides = 25,
+    /// The reader ends the trapping of blocks when every event that was read is applied.
+    DisarmedLast = 26,
+    /// A block without a page on a device belongs to no device.
+    OwnerWhileThere = 27,
+    /// Pages are made present outside the gate.
+    PopulateOutside = 28,
     /// Whoever links or unlinks changes the reservation's count in one step.
     CountLinksAtOnce = 40,
 }
 
-/// Whether a rule holds: always, outside of models.
-#[cfg(not(granule_loom))]
+/// Whether a rule holds: always, but in models and in the simulation's twins.
+#[cfg(not(any(granule_loom, feature = "twins")))]
 pub(crate) const fn holds(_: Rule) -> bool {
     true
 }
 
 /// The rule that is switched off, as its number; 0: none. Not loom's atomic: no part of the state.
-#[cfg(granule_loom)]
+#[cfg(any(granule_loom, feature = "twins"))]
 static BROKEN: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(0);
 
 /// Whether a rule holds.
-#[cfg(granule_loom)]
+#[cfg(any(granule_loom, feature = "twins"))]
 pub(crate) fn holds(rule: Rule) -> bool {
     BROKEN.load(core::sync::atomic::Ordering::Relaxed) != rule as u32
 }
 
-/// Switches one rule off (for the twin of a model), or all on.
-#[cfg(granule_loom)]
+/// Switches one rule off (for the twin of a model or of the simulation), or all on. For the whole process.
+#[cfg(any(granule_loom, feature = "twins"))]
 pub fn switch_off(rule: Option<Rule>) {
     BROKEN.store(rule.map_or(0, |rule| rule as u32), core::sync::atomic::Ordering::Relaxed);
 }

@@ -16,6 +16,8 @@
 //! | [`sweep`] | every combination of settings, on all cores, a part of them, or what is left of them |
 //! | [`fit`] | what things cost, from measured data |
 //! | [`view`], [`picture`], [`html`] | what can be seen of traces and results; pictures; the page |
+//! | [`swarm`] | the fault service under deterministic simulation |
+//! | [`service_sim`] | the fault service over simulated ports |
 //! | [`report`], [`result`] | what `run` and `replay` print: a table, one JSON object, CSV |
 //! | [`processor`] | hints on what will be looked at, and instructions that not every processor has |
 //! | [`size`], [`memory`], [`output`] | sizes as people write them; how much memory there is; where results go |
@@ -98,6 +100,8 @@ enum Command {
     Report(commands::report::Options),
     /// Two results, number by number.
     Compare(commands::compare::Options),
+    /// Runs the fault service under simulation: every choice by a seed, everything checked.
+    Swarm(commands::swarm::Options),
     /// Policies, profiles, patterns and formats by name.
     List(commands::list::Options),
 }
@@ -115,6 +119,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli { command: Command::Fit(options) }) => commands::fit::main(&options),
         Ok(Cli { command: Command::Report(options) }) => commands::report::main(&options),
         Ok(Cli { command: Command::Compare(options) }) => commands::compare::main(&options),
+        Ok(Cli { command: Command::Swarm(options) }) => commands::swarm::main(&options),
         Ok(Cli { command: Command::List(options) }) => commands::list::main(&options),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             print!("{error}");

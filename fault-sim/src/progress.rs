@@ -29,6 +29,11 @@ impl Progress {
         Self::with("{msg:>8} [{bar:40}] {human_pos}/{human_len} events, {per_sec}")
     }
 
+    /// As [`Progress::new`], for work that is counted in seeds.
+    pub fn of_seeds() -> Self {
+        Self::with("{msg:>8} [{bar:40}] {human_pos}/{human_len} seeds, {per_sec}")
+    }
+
     fn with(style: &str) -> Self {
         let shown = std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };

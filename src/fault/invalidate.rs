@@ -55,6 +55,10 @@ pub fn forget_contents<H: Host>(
         space.count_pages(Count::InvalidatedPages, &private);
         block.forget(&hit, space.transits);
         give_slots_back(space, &mut block, index, &hit);
+        if !holds(Rule::DisarmedLast) && block.is_all_in_ram() && block.is_armed() {
+            space.host.disarm(number);
+            block.set_armed(false);
+        }
         block.end_invalidation();
         let waits = block.take_cpu_waits();
         drop(block);

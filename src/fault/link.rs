@@ -5,6 +5,7 @@ use crate::migrate::{Moved, Retry, Space, follow};
 use crate::ports::{
     Count, DeviceError, FaultCause, FollowCount, Host, HostError, IommuError, MapTarget, Mirrored, Vma,
 };
+use crate::sync::{Rule, holds};
 use crate::units::{Access, DeviceId, PageIndex, PageMask, PhysAddr, Seat, VirtRange};
 
 /// What is to be linked.
@@ -30,6 +31,7 @@ pub struct Link<'a> {
 /// gate and locks; populating may wait for the reader of events.
 pub fn link<H: Host>(space: &Space<'_, H>, seat: Seat, job: &Link<'_>) -> Moved {
     let number = space.tables.record(job.block).number();
+    let too_early = (!holds(Rule::PopulateOutside)).then(|| space.gate.enter(seat, space.park));
     for (pages, access) in [(job.written, Access::Write), (job.pages - job.written, Access::Read)] {
         for run in pages.runs() {
             let range = VirtRange::of_pages(number.page(PageIndex(run.start as u16)), run.len() as u64);
@@ -49,7 +51,7 @@ pub fn link<H: Host>(space: &Space<'_, H>, seat: Seat, job: &Link<'_>) -> Moved 
             }
         }
     }
-    let _inside = space.gate.enter(seat, space.park);
+    let _inside = too_early.unwrap_or_else(|| space.gate.enter(seat, space.park));
     match follow(space, job.vma, job.looked) {
         Ok(Mirrored::Already) => {}
         Ok(Mirrored::FromNow) => return Moved::retry(Retry::LookAgain),

@@ -3,6 +3,7 @@
 use crate::granule::TransitBusy;
 use crate::migrate::Retry;
 use crate::ports::Count;
+use crate::sync::{Rule, holds};
 
 /// What to do before the next try.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +49,7 @@ impl Ladder {
             Retry::OtherOwner => (Climb::BringHome, Count::RetryTakenBack),
             Retry::Unreadable => (Climb::Pause, Count::RetryTakenBack),
         };
+        let climb = if holds(Rule::LadderClimbs) { climb } else { Climb::Pause };
         match self.left.checked_sub(1) {
             Some(left) => {
                 self.left = left;

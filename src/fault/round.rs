@@ -99,11 +99,12 @@ fn serve_waiting<H: Host>(space: &Space<'_, H>, clock: &dyn Clock, reader: &mut 
                 space.probe.time(Timing::CpuFault, clock.now_ns().saturating_sub(fault.since_ns));
             }
             CpuServed::Queued(_) | CpuServed::Poisoned | CpuServed::Unreadable => {}
-            again @ (CpuServed::Again | CpuServed::CopyFailed) => {
+            again @ (CpuServed::Again | CpuServed::CopyFailed) if holds(Rule::FaultsAreKept) => {
                 let failed = u32::from(again == CpuServed::CopyFailed);
                 reader.waiting[kept] = CpuFault { failed_copies: fault.failed_copies + failed, ..fault };
                 kept += 1;
             }
+            CpuServed::Again | CpuServed::CopyFailed => {}
         }
     }
     reader.used = kept;

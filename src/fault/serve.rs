@@ -4,6 +4,7 @@ use crate::granule::BlockIndex;
 use crate::migrate::{Evicted, Moved, Retry, Space, ToDevice, evict_one, map_again, to_device, to_ram};
 use crate::policy::{DeviceFaultView, Place};
 use crate::ports::{Count, DeviceFault, FaultCause, Host, HostError, Lookup, Vma, VmaKind};
+use crate::sync::{Rule, holds};
 use crate::units::{Access, DeviceId, GRANULE_BYTES, PageIndex, PageMask, Seat, VirtAddr, VirtRange};
 
 /// What became of the faulted pages: each is served, or failed with one cause.
@@ -232,7 +233,8 @@ fn attempt<H: Host>(
         movable: vma.kind == VmaKind::Movable,
     };
     let placement = space.policy.place(&view);
-    let pages = (placement.pages | unknown) & mapping;
+    let clip = if holds(Rule::PolicyIsClipped) { mapping } else { PageMask::FULL };
+    let pages = (placement.pages | unknown) & clip;
     // A policy that leaves pages in RAM may link more than was asked for; what must be linked because it cannot move is
     // linked alone.
     let mut to_link = if placement.place == Place::System { pages - away } else { unknown };

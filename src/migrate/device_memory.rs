@@ -205,7 +205,7 @@ impl<'m> DeviceMemory<'m> {
         park: &dyn Park,
     ) -> Result<(), DeviceFull> {
         assert!(
-            block.slot_kind().is_none() || block.owner() == wish.device,
+            block.slot_kind().is_none() || block.owner() == wish.device || !holds(Rule::OwnerWhileThere),
             "a block's device memory is all of one device"
         );
         let mut kind = block.slot_kind().unwrap_or(wish.kind);
@@ -274,7 +274,11 @@ impl<'m> DeviceMemory<'m> {
             return;
         }
         let left = if block.take_release_later() { PageMask::FULL } else { *left };
-        let moving = if block.mover().is_some() { block.in_transit() } else { PageMask::EMPTY };
+        let moving = if block.mover().is_some() || !holds(Rule::OwnerWhileThere) {
+            block.in_transit()
+        } else {
+            PageMask::EMPTY
+        };
         self.release_unused_but(block, tables, &left, &moving, park);
     }
 

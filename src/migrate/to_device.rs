@@ -9,6 +9,7 @@ use crate::ports::{
     Count, FaultCause, FollowCount, Host, HostError, MapTarget, Mirrored, StagingId, Take, Vma,
     WORDS_PER_PAGE,
 };
+use crate::sync::{Rule, holds};
 use crate::units::{DeviceId, PAGE_SHIFT, PageIndex, PageMask, Seat};
 
 /// What is to be moved.
@@ -149,7 +150,10 @@ fn begin_and_take<H: Host>(
     let first = first_extent(&block, &space.tables, &pages);
     let number = block.number();
     drop(block);
-    let take = space.host.take(number, &pages, staging);
+    let mut take = space.host.take(number, &pages, staging);
+    if !holds(Rule::PartialIsPartial) {
+        take.taken = pages;
+    }
     if take.taken != pages {
         // Still inside the gate: from here on everything of the transit is in staging, as whoever looks for it there
         // (mremap, fork) relies on.

@@ -4,7 +4,7 @@ use super::unlink::unmap_and_flush;
 use super::{Retry, Space};
 use crate::granule::{BlockIndex, Direction, TransitRecord};
 use crate::ports::{Count, Host, HostError, StagingId, WORDS_PER_PAGE};
-use crate::sync::{Rule, holds};
+use crate::sync::{Rule, holds, unique_id};
 use crate::units::{DeviceId, PageIndex, PageMask, Seat, VirtRange};
 
 /// How an eviction ended.
@@ -86,8 +86,10 @@ fn copy_out<H: Host>(
         drop(block);
         let Some(Extent { start, len, at }) = extent else { break };
         let words = space.host.moving_words(number, start..start + len, staging);
-        rest -= PageMask::of_range(start..start + words.len() / WORDS_PER_PAGE);
-        copied |= read_pages(space, port, start, at, words);
+        let part = PageMask::of_range(start..start + words.len() / WORDS_PER_PAGE);
+        rest -= part;
+        let came = read_pages(space, port, start, at, words);
+        copied |= if holds(Rule::FailedCopyKeeps) { came } else { part };
     }
     copied
 }
@@ -198,7 +200,8 @@ pub fn evict_one<H: Host>(
     device: DeviceId,
     spare: Option<BlockIndex>,
 ) -> Evicted {
-    for skip in 0..CANDIDATES {
+    let first = if holds(Rule::SeedDecides) { 0 } else { unique_id() as usize % 2 };
+    for skip in first..CANDIDATES {
         let Some(index) = space.device(device).order.oldest(&space.tables, skip, space.park) else { break };
         if Some(index) == spare {
             continue;

@@ -3,6 +3,8 @@
 //! | file | is |
 //! |---|---|
 //! | `memory` | what a space borrows from, on the heap |
+//!
+//! The ports that keep contents and check them are those of [`crate::swarm`].
 
 mod memory;
 

@@ -263,10 +263,25 @@ impl<'r> Actors<'r> {
             3 if habits.has(Habit::Discard) => self.world.discard(shape.range(chance)),
             4 if habits.has(Habit::Move) => {
                 let from = shape.range(chance);
-                let to = shape.page(chance);
-                self.world.mremap(from, to);
+                // To anywhere, or within the block; and it is used there at once.
+                let block = from.start / 512 * 512;
+                let to = match chance.once_in(2) {
+                    true => shape.page(chance),
+                    false => block + chance.below(512 - from.len().min(511) as u64) as usize,
+                };
+                let touched = to + chance.below(from.len() as u64) as usize;
+                if self.world.mremap(from, to) {
+                    self.world.cpu(touched, Access::Read, serve);
+                }
             }
-            5 if habits.has(Habit::Fork) && chance.once_in(3) => self.world.fork(),
+            // Another mapping in the place of one, which may be all that anybody knew of it.
+            5 if habits.has(Habit::Unmap) => {
+                let pages = shape.range(chance);
+                let kind = if chance.once_in(2) { Kind::ReadOnly } else { Kind::of(chance) };
+                self.world.munmap(pages.clone());
+                self.world.mmap(pages, kind);
+            }
+            6 if habits.has(Habit::Fork) && chance.once_in(3) => self.world.fork(),
             word => {
                 let access = if word % 2 == 0 { Access::Write } else { Access::Read };
                 self.world.cpu(shape.page(chance), access, serve);

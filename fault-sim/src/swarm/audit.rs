@@ -88,6 +88,14 @@ fn translations(world: &World, space: &Space<'_, SimHost<'_>>) {
         if let Err(broken) = check_block(&block) {
             state.violate(Checker::Account, broken.to_string());
         }
+        for index in block.device_private().pages() {
+            let page = page_of(block.number().page(index).0);
+            let here = page.map(|page| state.kernel.pages[page]);
+            if here.is_none_or(|here| here.mapping == 0 || !here.has(AWAY) || here.has(PRESENT)) {
+                let what = format!("page {page:?} is on a device, and nobody took it");
+                state.violate(Checker::DoubleOwner, what);
+            }
+        }
         for device in space.device_ids() {
             let no = device.0 as usize;
             let mapped = block.dma_mapped(device);

@@ -12,6 +12,8 @@
 //! | `oracle`, `audit` | the checkers |
 //! | `counts` | what happened, by kind |
 //! | `run` | one plan, from start to end |
+//! | `shrink` | a failing plan made smaller |
+//! | `twins` | rules that can be switched off, in builds with the feature of that name |
 //!
 //! # Rules
 //! 1. The library is what runs: `serve`, `round`, `serve_in_place`, `to_ram` and the rest, none of it written again.
@@ -34,6 +36,9 @@ mod ports;
 mod random;
 mod run;
 mod scheduler;
+mod shrink;
+#[cfg(feature = "twins")]
+mod twins;
 mod world;
 
 pub use counts::{Counts, Did};
@@ -41,3 +46,6 @@ pub use fibers::Stacks;
 pub use oracle::{Checker, Violation};
 pub use plan::{Habit, Habits, Op, Plan};
 pub use run::{Report, run};
+pub use shrink::{Shrunk, shrink};
+#[cfg(feature = "twins")]
+pub use twins::{TWINS, rule_named};

@@ -289,6 +289,7 @@ impl World {
 
     /// As [`World::step`], for what gets nowhere before somebody else has run.
     pub fn pause(&self, did: Did) {
+        assert!(fibers::is_inside(), "somebody waits for a change after everybody has ended");
         let mut state = self.state();
         state.did(did);
         state.scheduler.pause();

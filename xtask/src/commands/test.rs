@@ -38,6 +38,7 @@ const STEPS: &[Step] = &[
     Step { name: "docs", run: docs },
     Step { name: "examples", run: examples },
     Step { name: "commands", run: commands },
+    Step { name: "twins", run: twins },
     Step { name: "loom", run: loom },
 ];
 
@@ -166,6 +167,12 @@ fn docs(tally: &mut Tally) -> Result<(), String> {
 
 fn with_flags(name: &str, more: &str) -> String {
     std::env::var(name).map_or(more.to_owned(), |flags| format!("{flags} {more}"))
+}
+
+/// The simulation finds each rule that is switched off. A build of its own: nothing else is tested with the switch in it.
+fn twins(tally: &mut Tally) -> Result<(), String> {
+    let args = ["test", "--package", "fault-sim", "--features", "twins", "--test", "planted"];
+    harness(tally, "planted bugs", &mut cargo(args))
 }
 
 /// The models: test targets of the root package whose names begin with `loom`.
