@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod list;
 pub mod replay;
 pub mod report;
+pub mod replay_service;
 pub mod run;
 pub mod sweep;
 pub mod swarm;

@@ -44,6 +44,9 @@ pub struct Options {
     /// A number of a policy, NAME=VALUE; `fault-sim list parameters` names them. Can be given more than once.
     #[arg(long = "set", value_name = "NAME=VALUE")]
     pub parameters: Vec<String>,
+    /// Plays through the library's whole fault path, with its own policies and counters and without a clock.
+    #[arg(long, conflicts_with_all = ["cost", "untouched", "refault_window"])]
+    pub service: bool,
     /// What chance in policies follows from.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -84,6 +87,9 @@ impl Ending for ReplayError {
 
 /// Replays and prints.
 pub fn main(options: &Options) -> ExitCode {
+    if options.service {
+        return end(super::replay_service::play(options));
+    }
     end(replay(options))
 }
 

@@ -38,13 +38,14 @@ const BENCHES: &[&str] = &[
     "dma_users",
     "replay",
     "sweep",
+    "service",
     "vulkan",
 ];
 
 /// The package that a bench belongs to.
 fn package(bench: &str) -> &'static str {
     match bench {
-        "replay" | "sweep" => "fault-sim",
+        "replay" | "sweep" | "service" => "fault-sim",
         "vulkan" => "granule-backends",
         _ => "granule",
     }
