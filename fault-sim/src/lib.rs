@@ -9,6 +9,7 @@
 //! | [`alloc`] | where a workload's memory comes from |
 //! | [`trace`] | events in a Parquet file |
 //! | [`import`] | what other tools wrote, as a trace |
+//! | [`record`] | page faults of a program into one |
 //! | [`pattern`] | traces from a seed |
 //! | [`policy`] | what vendors, papers and this library decide, one file each |
 //! | [`replay`], [`play`] | a trace through policies, in virtual time; one result for each setting |
@@ -43,13 +44,14 @@ pub mod play;
 pub mod policy;
 pub mod processor;
 pub mod progress;
+pub mod record;
 pub mod replay;
 pub mod report;
 pub mod result;
 pub mod seed;
+pub mod service_sim;
 #[cfg_attr(not(feature = "vulkan"), path = "no_shaders.rs")]
 pub mod shaders;
-pub mod service_sim;
 pub mod size;
 pub mod split;
 pub mod sweep;
@@ -88,6 +90,8 @@ enum Command {
     Gen(commands::r#gen::Options),
     /// Turns what another tool wrote into a trace.
     Import(commands::import::Options),
+    /// Records the page faults of a program.
+    Record(commands::record::Options),
     /// Says what is in a trace.
     Inspect(commands::inspect::Options),
     /// Plays a trace under several policies, side by side.
@@ -113,6 +117,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli { command: Command::Devices(options) }) => commands::devices::main(&options),
         Ok(Cli { command: Command::Gen(options) }) => commands::r#gen::main(&options),
         Ok(Cli { command: Command::Import(options) }) => commands::import::main(&options),
+        Ok(Cli { command: Command::Record(options) }) => commands::record::main(&options),
         Ok(Cli { command: Command::Inspect(options) }) => commands::inspect::main(&options),
         Ok(Cli { command: Command::Replay(options) }) => commands::replay::main(&options),
         Ok(Cli { command: Command::Sweep(options) }) => commands::sweep::main(&options),

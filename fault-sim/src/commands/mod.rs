@@ -7,6 +7,7 @@ pub mod r#gen;
 pub mod import;
 pub mod inspect;
 pub mod list;
+pub mod record;
 pub mod replay;
 pub mod report;
 pub mod replay_service;
