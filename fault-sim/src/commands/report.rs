@@ -272,10 +272,14 @@ fn looked_at(
     let (mut reuse, mut kinds, mut events) = (Reuse::default(), [0; EventKind::ALL.len()], Vec::new());
     progress.begin("look", reader.len());
     while reader.read(&mut events)? {
-        timeline.feed(&events);
-        reuse.feed(&events);
         events.iter().for_each(|event| kinds[event.kind as usize] += 1);
         progress.add(events.len() as u64);
+        if reader.metadata().kind != TraceKind::Migrations {
+            // What was moved because of a touch is no touch.
+            events.retain(|event| event.kind != EventKind::Migration);
+        }
+        timeline.feed(&events);
+        reuse.feed(&events);
     }
     progress.clear();
     Ok((timeline, reuse, kinds))
