@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use ash::vk;
 use granule::os::private::{PrivateArc, PrivateBytes, PrivateError};
 use granule::sync::{AtomicU32, AtomicU64};
 use granule::units::{BLOCK_BYTES, PAGE_BYTES};
@@ -10,16 +11,41 @@ use granule::units::{BLOCK_BYTES, PAGE_BYTES};
 use super::binder::Binder;
 use super::control::{Addresses, Control};
 use super::device::{Inner, VulkanDevice};
-use super::driver::Driver;
+use super::driver::{Driver, SharedQueue};
 use super::error::VulkanError;
 use super::faults::FaultQueue;
-use super::info::Mode;
+use super::info::{Mode, look};
 use super::pool::HostView;
 use super::residency::Residency;
-use super::select::{self, Select};
+use super::select::{self, Found, Loaded, Select};
 use super::views::Views;
 use super::windows::Closing;
 use crate::software::page_table::PageTable;
+
+/// What an application lends that has a Vulkan device: its own instance (of Vulkan 1.2), device and queue.
+///
+/// The device has the extension `VK_EXT_external_memory_host` and the features `shaderInt64`, `bufferDeviceAddress` and
+/// `timelineSemaphore`.
+#[derive(Clone)]
+#[allow(missing_debug_implementations, reason = "tables of functions")]
+pub struct Lent {
+    /// The loader.
+    pub entry: ash::Entry,
+    /// The instance.
+    pub instance: ash::Instance,
+    /// The device, as the instance names it.
+    pub physical: vk::PhysicalDevice,
+    /// The device.
+    pub device: ash::Device,
+    /// The family of the queue; it computes, and binds sparse memory if `has_sparse`.
+    pub family: u32,
+    /// The queue. The application and the library hold its lock while they hand something to it.
+    pub queue: SharedQueue,
+    /// Whether `shaderBufferInt64Atomics` is enabled.
+    pub has_atomic64: bool,
+    /// Whether `sparseBinding` and `sparseResidencyBuffer` are enabled.
+    pub has_sparse: bool,
+}
 
 /// Settings of a [`VulkanDevice`]. Start with [`VulkanDevice::builder`].
 #[derive(Clone, Debug)]
@@ -79,28 +105,65 @@ impl Builder {
         self
     }
 
-    /// Opens the device.
-    ///
-    /// # Errors
-    /// [`VulkanError`]; nothing is left behind.
-    pub fn build(self) -> Result<VulkanDevice, VulkanError> {
+    fn check(&self) -> Result<(), VulkanError> {
         if self.memory_bytes == 0 || !self.memory_bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(VulkanError::MemorySize(self.memory_bytes));
         }
         if !(self.sparse_unit == 0 || self.sparse_unit.is_power_of_two() && self.sparse_unit <= BLOCK_BYTES) {
             return Err(VulkanError::SparseUnit(self.sparse_unit));
         }
+        Ok(())
+    }
+
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// [`VulkanError`]; nothing is left behind.
+    pub fn build(self) -> Result<VulkanDevice, VulkanError> {
+        self.check()?;
         let loaded = select::load(self.validate)?;
         let found = select::choose(select::found(&loaded.instance)?, &self.select)?;
+        let mode = self.mode_of(&found)?;
+        let driver = Driver::new(loaded, found, self.validate, mode == Mode::Sparse)?;
+        self.finish(driver, mode)
+    }
+
+    /// Uses the device of an application that has one. [`Builder::select`] and [`Builder::validate`] do nothing then.
+    ///
+    /// # Errors
+    /// [`VulkanError`]; nothing is left behind.
+    ///
+    /// # Safety
+    /// What is lent outlives the last handle of the device that is returned, its kernels and every space that has it;
+    /// the extensions and features that [`Lent`] names are enabled; whoever hands something to the queue holds its lock.
+    pub unsafe fn build_on(self, lent: Lent) -> Result<VulkanDevice, VulkanError> {
+        self.check()?;
+        let loaded = Loaded { instance: lent.instance, entry: lent.entry, is_lent: true };
+        let mut found = look(&loaded.instance, 0, lent.physical);
+        found.info.has_atomic64 &= lent.has_atomic64;
+        found.info.has_sparse &= lent.has_sparse;
+        found.family = lent.family;
+        if let Some(lacks) = found.info.lacks {
+            return Err(VulkanError::Lacks { device: found.info.name, lacks });
+        }
+        let mode = self.mode_of(&found)?;
+        self.finish(Driver::on(loaded, found, lent.device, lent.queue), mode)
+    }
+
+    fn mode_of(&self, found: &Found) -> Result<Mode, VulkanError> {
         let mode = self.mode.unwrap_or_else(|| found.info.mode().0);
         if mode == Mode::Sparse && !found.info.has_sparse {
             let lacks = "sparse buffers on a queue that computes (sparseBinding, sparseResidencyBuffer)";
-            return Err(VulkanError::Lacks { device: found.info.name, lacks });
+            return Err(VulkanError::Lacks { device: found.info.name.clone(), lacks });
         }
-        let align = found.import_align.max(PAGE_BYTES);
+        Ok(mode)
+    }
+
+    /// Makes what shaders and the service share.
+    fn finish(self, mut driver: Driver, mode: Mode) -> Result<VulkanDevice, VulkanError> {
+        let align = driver.found.import_align.max(PAGE_BYTES);
         let nodes = (self.table_bytes.next_multiple_of(align) / PAGE_BYTES).max(16) as usize;
         let is_sparse = mode == Mode::Sparse;
-        let mut driver = Driver::new(loaded, found, self.validate, is_sparse)?;
         let mut pool = None;
         let memory = if is_sparse {
             let (binder, made) = Binder::new(&driver, self.memory_bytes, self.sparse_unit)?;

@@ -16,6 +16,9 @@ use super::launch_block::LaunchBlock;
 use super::pool::Pool;
 use super::select::{Found, Loaded};
 
+/// A queue, and the lock that is held while something is handed to it.
+pub type SharedQueue = Arc<Mutex<vk::Queue>>;
+
 /// Messages of the validation layer.
 type Messages = Arc<Mutex<Vec<String>>>;
 
@@ -33,7 +36,7 @@ pub(super) struct Driver {
     messenger: Option<(ash::ext::debug_utils::Instance, vk::DebugUtilsMessengerEXT)>,
     import_host: ash::ext::external_memory_host::Device,
     pub(super) device: ash::Device,
-    queue: Mutex<vk::Queue>,
+    queue: SharedQueue,
     memories: vk::PhysicalDeviceMemoryProperties,
     pub(super) found: Found,
     imports: Mutex<Vec<Import>>,
@@ -93,16 +96,26 @@ impl Driver {
         let device =
             unsafe { instance.create_device(found.physical, &create, None) }.named("vkCreateDevice")?;
         // SAFETY: the queue was asked for above.
-        let queue = unsafe { device.get_device_queue(found.family, 0) };
+        let queue = Arc::new(Mutex::new(unsafe { device.get_device_queue(found.family, 0) }));
+        let mut driver = Self::on(loaded, found, device, queue);
+        if validate {
+            driver.listen()?;
+        }
+        Ok(driver)
+    }
+
+    /// A driver over a device that is there.
+    pub(super) fn on(loaded: Loaded, found: Found, device: ash::Device, queue: SharedQueue) -> Self {
+        let instance = &loaded.instance;
         // SAFETY: the device is of this instance.
         let memories = unsafe { instance.get_physical_device_memory_properties(found.physical) };
         let import_host = ash::ext::external_memory_host::Device::new(instance, &device);
-        let mut driver = Self {
+        Self {
             messages: Messages::default(),
             messenger: None,
             import_host,
             device,
-            queue: Mutex::new(queue),
+            queue,
             memories,
             found,
             imports: Mutex::default(),
@@ -110,11 +123,7 @@ impl Driver {
             sparse: None,
             inner: None,
             loaded,
-        };
-        if validate {
-            driver.listen()?;
         }
-        Ok(driver)
     }
 
     /// Keeps what the validation layer says.
@@ -367,8 +376,11 @@ impl Drop for Driver {
         // SAFETY: the last handle is gone, so no thread uses the device; everything made from it is destroyed before
         // it, and the private memory of the imports outlives them (`inner` is dropped after this body).
         unsafe {
-            // A device that was lost says so here; its objects are destroyed all the same.
-            let _ = self.device.device_wait_idle();
+            // A device that was lost says so here; its objects are destroyed all the same. Of a device that is lent, other
+            // queues are the application's; every launch has waited for its own end.
+            if !self.loaded.is_lent {
+                let _ = self.device.device_wait_idle();
+            }
             for block in blocks {
                 block.destroy(self);
             }
@@ -379,7 +391,9 @@ impl Drop for Driver {
             for import in imports {
                 self.forget(import);
             }
-            self.device.destroy_device(None);
+            if !self.loaded.is_lent {
+                self.device.destroy_device(None);
+            }
             if let Some((utils, messenger)) = self.messenger.take() {
                 utils.destroy_debug_utils_messenger(messenger, None);
             }

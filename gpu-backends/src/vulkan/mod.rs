@@ -68,10 +68,11 @@ pub mod shaders;
 mod views;
 mod windows;
 
-pub use builder::Builder;
+pub use builder::{Builder, Lent};
 #[doc(hidden)]
 pub use device::Broken;
 pub use device::{Counters, VulkanDevice};
+pub use driver::SharedQueue;
 pub use error::{LaunchError, VulkanError};
 pub use info::{DeviceInfo, Mode};
 pub use kernel::Kernel;

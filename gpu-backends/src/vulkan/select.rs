@@ -44,12 +44,16 @@ const VALIDATION: &CStr = c"VK_LAYER_KHRONOS_validation";
 pub(super) struct Loaded {
     pub(super) instance: Instance,
     pub(super) entry: Entry,
+    /// An application's: it destroys it.
+    pub(super) is_lent: bool,
 }
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        // SAFETY: whoever makes something from the instance destroys it before.
-        unsafe { self.instance.destroy_instance(None) };
+        if !self.is_lent {
+            // SAFETY: whoever makes something from the instance destroys it before.
+            unsafe { self.instance.destroy_instance(None) };
+        }
     }
 }
 
@@ -72,7 +76,7 @@ pub(super) fn load(validate: bool) -> Result<Loaded, VulkanError> {
     }
     // SAFETY: everything that `create` names lives until the call returns.
     let instance = unsafe { entry.create_instance(&create, None) }.named("vkCreateInstance")?;
-    Ok(Loaded { instance, entry })
+    Ok(Loaded { instance, entry, is_lent: false })
 }
 
 /// Every device of the loader.
