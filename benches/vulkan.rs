@@ -61,7 +61,7 @@ fn measure(c: &mut Criterion, report: &mut Report, mode: Mode, cold: f64, warm: 
     let numbers = &region.words()[..bytes as usize / 8];
     let expected = numbers.iter().fold(0u64, |sum, number| sum.wrapping_add(*number));
     let device =
-        VulkanDevice::builder().memory_bytes(bytes + (4 << 20)).mode(mode).build().expect("a device");
+        VulkanDevice::builder().memory_bytes(2 * bytes + (4 << 20)).mode(mode).build().expect("a device");
     let svm = Svm::builder()
         .device(device.clone())
         .window(region.whole())

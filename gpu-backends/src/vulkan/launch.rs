@@ -12,9 +12,10 @@
 //! 3. What is announced is limited so that it fits on the device beside what is in use: to half of its pages at first,
 //!    then to half of that after each pass in which fewer items got on than half of what had been served, and twice as
 //!    much after each other one. So in the end one miss is served at a time, and its item looks at once.
-//! 4. After a pass with few misses, or one in which nobody got on, items are *patient*: they look for their page for a
+//! 4. After a pass with few misses, or two in which nobody got on, items are *patient*: they look for their page for a
 //!    bounded time before they give up their turn, and this thread serves them while the dispatch runs. Nothing relies on
 //!    it: a shader that gives up comes back in the next pass.
+//! 5. Sparse mode: what came since is bound when a launch begins, and every so many passes of a long one.
 #![allow(unsafe_code, reason = "calls of the Vulkan driver")]
 
 use std::ops::Range;
@@ -47,6 +48,9 @@ const PATIENCE: Duration = Duration::from_millis(5);
 const MOST_PATIENCE: Duration = Duration::from_millis(200);
 /// How often an item looks at the most, whatever the host does.
 const MOST_LOOKS: u32 = 1 << 22;
+/// How many passes there are from one binding of new pages to the next: a page that is bound is touched for the first time
+/// once more, which pays for those that stay.
+const PASSES_PER_BIND: u32 = 16;
 /// How often the driver is asked whether it lost a dispatch.
 const ASK_DRIVER: Duration = Duration::from_millis(500);
 
@@ -155,8 +159,12 @@ impl Launch<'_> {
     fn passes(&self) -> Result<(), LaunchError> {
         let most = (self.inner.memory_bytes() / PAGE_BYTES / 2).clamp(1, MOST_RECORDS as u64) as usize;
         let (mut limit, mut idle, mut patience) = (most, 0, Duration::ZERO);
-        let mut before = PassEnd::default();
+        let (mut before, mut passes) = (PassEnd::default(), 0u32);
         loop {
+            if passes.is_multiple_of(PASSES_PER_BIND) {
+                self.driver.bind_noted(self.inner).map_err(|error| self.lost(error))?;
+            }
+            passes += 1;
             let faults_before = before.faults;
             let served = self.pass(patience, limit)?;
             let end = self.block.end_of_pass();
@@ -176,7 +184,9 @@ impl Launch<'_> {
             let (got_on, is_few) = (got_on > 0, (1..=FEW_FAULTS).contains(&end.faults));
             patience = match (is_few, got_on) {
                 (true, true) => PATIENCE,
+                // Nobody gets on in the first pass over memory that is all away.
                 (false, true) => Duration::ZERO,
+                (false, false) if idle < 2 => Duration::ZERO,
                 (_, false) => (patience * 2).clamp(PATIENCE, MOST_PATIENCE),
             };
             before = end;
@@ -196,7 +206,6 @@ impl Launch<'_> {
         if self.inner.is_lost() {
             return Err(LaunchError::Lost);
         }
-        self.driver.bind_noted(self.inner).map_err(|error| self.lost(error))?;
         self.block.begin_pass(if patience.is_zero() { 0 } else { MOST_LOOKS });
         let run = || {
             self.driver.submit(self.block.commands, self.block.done)?;
