@@ -1,14 +1,9 @@
 //! What cannot be served is refused before any work, in one sentence, with exit status 2.
 
-use super::fault_sim;
+use super::{fault_sim, is_refusal};
 
 fn refused(words: &[&str], why: &str) {
-    let out = fault_sim(words);
-    let sentence = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(2), "{words:?}: {sentence}");
-    assert!(out.stdout.is_empty(), "{words:?} printed to standard output");
-    assert_eq!(sentence.lines().count(), 1, "{words:?}: one sentence: {sentence}");
-    assert!(sentence.contains(why), "{words:?}: {sentence:?} does not say {why:?}");
+    is_refusal(&fault_sim(words), &format!("{words:?}"), why);
 }
 
 #[test]

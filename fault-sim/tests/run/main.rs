@@ -5,6 +5,7 @@ mod devices;
 mod flip;
 mod matrix;
 mod output;
+mod rights;
 #[cfg(feature = "vulkan")]
 mod vulkan;
 
@@ -25,6 +26,15 @@ fn run_json(words: &[&str], status: i32) -> serde_json::Value {
     let text = String::from_utf8(out.stdout.clone()).expect("JSON is UTF-8");
     assert_eq!(text.lines().count(), 1, "one object on one line: {}", shown());
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}: {}", shown()))
+}
+
+/// It was refused before any work, in one sentence that says `why`. `asked` names the run in what this prints.
+fn is_refusal(out: &Output, asked: &str, why: &str) {
+    let sentence = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{asked}: {sentence}");
+    assert!(out.stdout.is_empty(), "{asked} printed to standard output");
+    assert_eq!(sentence.lines().count(), 1, "{asked}: one sentence: {sentence}");
+    assert!(sentence.contains(why), "{asked}: {sentence:?} does not say {why:?}");
 }
 
 fn number(report: &serde_json::Value, key: &str) -> u64 {
