@@ -1,4 +1,4 @@
-//! A bar on a terminal, nothing in a pipe.
+//! A bar on a terminal, as wide as its line; nothing in a pipe.
 
 use std::io::IsTerminal;
 
@@ -21,12 +21,12 @@ impl Default for Progress {
 impl Progress {
     /// Nothing is shown before something begins. The work is bytes.
     pub fn new() -> Self {
-        Self::with("{msg:>8} [{bar:40}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}")
+        Self::with("{msg:>8} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}")
     }
 
     /// As [`Progress::new`], for work that is counted in events.
     pub fn of_events() -> Self {
-        Self::with("{msg:>8} [{bar:40}] {human_pos}/{human_len} events, {per_sec}")
+        Self::with("{msg:>8} [{wide_bar}] {human_pos}/{human_len} events, {per_sec}")
     }
 
     /// As [`Progress::new`], for work that is counted in seeds.
@@ -45,9 +45,10 @@ impl Progress {
 
     /// Begins a phase of `bytes` of work.
     pub fn begin(&self, name: &'static str, bytes: u64) {
-        self.bar.set_message(name);
+        // The length comes first: a bar of nothing out of nothing is drawn full.
         self.bar.set_length(bytes);
         self.bar.reset();
+        self.bar.set_message(name);
     }
 
     /// `bytes` more are done.

@@ -6,6 +6,7 @@ mod flip;
 mod matrix;
 mod output;
 mod rights;
+mod terminal;
 #[cfg(feature = "vulkan")]
 mod vulkan;
 
