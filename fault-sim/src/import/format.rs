@@ -33,7 +33,7 @@ pub enum Format {
     PerfTrace,
     /// valgrind's lackey with --trace-mem=yes: every access of a CPU program.
     Lackey,
-    /// Rows of time,address,access[,engine], with a header that names the unit of time.
+    /// Rows of `time,address,access[,engine]`, with a header that names the unit of time.
     Csv,
 }
 
