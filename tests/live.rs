@@ -6,7 +6,7 @@ mod real;
 use granule::ports::Count;
 use granule::{Granularity, Svm};
 use granule_backends::software::SoftwareDevice;
-use real::{MIB, PAGE, World, alone, map_aligned, peek, poke, unmap};
+use real::{MIB, PAGE, World, advise, alone, map_aligned, peek, poke, unmap};
 
 fn device(memory_bytes: u64) -> SoftwareDevice {
     SoftwareDevice::builder().memory_bytes(memory_bytes).engines(2).build().expect("a software device")
@@ -29,6 +29,31 @@ fn a_small_mapping_is_not_filled_page_by_page() {
     assert!((1..64).all(|page| peek(base + page * PAGE) == page as u64));
     assert_eq!(peek(base), 7);
     unmap(base, 64 * PAGE);
+}
+
+/// A block of which nothing is on a device any more is the kernel's own business again: were it trapped on, each of its
+/// four units of filling would be a fault.
+#[test]
+fn what_was_discarded_is_not_trapped_for_longer_than_a_touch() {
+    const BLOCKS: usize = 16;
+    const PAGES: usize = 512;
+    let _alone = alone(60);
+    let world = World::new(64 * MIB, |builder| builder.granularity(Granularity::Kib64));
+    let base = map_aligned(BLOCKS * 2 * MIB);
+    for page in 0..BLOCKS * PAGES {
+        poke(base + page * PAGE, 1);
+    }
+    assert_eq!(world.prefetch(base, BLOCKS * PAGES), (BLOCKS * PAGES) as u64);
+    advise(base, BLOCKS * 2 * MIB, libc::MADV_DONTNEED);
+    let before = world.count(Count::CpuFaults);
+    for page in 0..BLOCKS * PAGES {
+        assert_eq!(peek(base + page * PAGE), 0);
+        poke(base + page * PAGE, page as u64);
+    }
+    let faults = world.count(Count::CpuFaults) - before;
+    assert!(faults <= 2 * BLOCKS as u64, "{faults} faults for {BLOCKS} blocks");
+    assert!((0..BLOCKS * PAGES).all(|page| peek(base + page * PAGE) == page as u64));
+    unmap(base, BLOCKS * 2 * MIB);
 }
 
 #[test]
